@@ -1,0 +1,189 @@
+"""BYOL (Grill et al. 2020, arXiv 2006.07733), on augmented or on semantic pairs.
+
+    python byol.py --pairs semantic                                    # embedded scenes, minutes on two CPU cores
+    python byol.py --pairs augmented                                   # its matched baseline
+    python byol.py --pairs semantic --data cifar10 --download          # ResNet-18, a GPU is used where there is one
+
+    x1, x2   two views (N, 3, S, S): of one image, or of two images of one category
+    h        backbone features (N, width): what evaluation uses
+    z        projections (N, d): of the online network, and of the target network (no gradient)
+    p        predictions (N, d) of the target's z of the other view
+
+What changes relative to simsiam.py: the constant z comes from a slowly moving copy of the network.
+
+Deviations from the paper and its official code
+  1. SGD with momentum instead of LARS: batches here are 64-512, LARS is for thousands.
+  2. Blur and crops are bilinear and torchvision's (official: bicubic); brightness jitter multiplies, as in
+     torchvision (official: adds).
+  3. Heads of 256 and 128 on scenes and of 1024 and 256 on photographs (paper: 4096 and 256).
+  4. On scenes: a small convnet, small batches (few minutes buy more steps), crops of at least half the
+     area, colour jitter of half strength, no blur, no solarisation, no warm-up.
+"""
+
+import argparse
+import copy
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import evaluate
+import pairs
+
+# ------------------------------------------------------------------------------------------- CONFIG
+
+RECIPES = {  # defaults: on the embedded scenes, and on photographs (no official CIFAR recipe: lightly's, with the paper's tau)
+    "scenes": dict(backbone="convnet", epochs=30, batch_size=64, lr=0.25, weight_decay=1e-5, crop_min=0.5, jitter=[0.2, 0.2, 0.2, 0.05], solarize=[0.0, 0.0], hidden_dim=256, projection_dim=128, ema_decay=0.99, warmup_epochs=0),
+    "photographs": dict(backbone="resnet18", epochs=200, batch_size=512, lr=0.12, weight_decay=5e-4, crop_min=0.08, jitter=[0.4, 0.4, 0.2, 0.1], solarize=[0.0, 0.2], hidden_dim=1024, projection_dim=256, ema_decay=0.99, warmup_epochs=10),
+}
+
+
+def parse_args(argv=None):
+    parser = pairs.Parser(description=__doc__.splitlines()[0], formatter_class=argparse.RawDescriptionHelpFormatter)
+    add, default = parser.add_argument, pairs.default_help(RECIPES)
+    # -- shared by the four methods, word for word
+    add("--pairs", default="augmented", help="augmented: two views of one image; semantic: two images of one class; FILE.csv: a curated list with columns image_a,image_b [augmented]")
+    add("--arm", default="semantic", choices=["semantic", "augmented"], help="with FILE.csv: augmented pairs each row's image_a with itself, the matched baseline [semantic]")
+    add("--data", help="scenes; cifar10, cifar100, stl10, svhn; or a folder of class folders, with train/ and test/ or without [scenes]")
+    add("--root", default="data", help="folder of torchvision's data sets [data]")
+    add("--download", action="store_true", help="let torchvision download the data set into --root")
+    add("--image-size", type=pairs.positive_int, help="side of the images in pixels [scenes 32, else the set's own, at most 224]")
+    add("--limit", type=pairs.positive_int, help="only the first N training images, classes in turn; with FILE.csv, the first N rows [all]")
+    add("--backbone", help=f"convnet, or a classification model of torchvision such as resnet18, resnet50 {default('backbone')}")
+    add("--epochs", type=pairs.positive_int, help=f"passes over the anchors {default('epochs')}")
+    add("--batch-size", type=pairs.positive_int, help=f"pairs in a step {default('batch_size')}")
+    add("--lr", type=pairs.positive_float, help=f"peak learning rate per 256 pairs: a step uses lr * batch / 256 (Goyal et al. 2017) {default('lr')}")
+    add("--weight-decay", type=pairs.nonnegative_float, help=f"L2 added to the gradient of every weight {default('weight_decay')}")
+    add("--seed", type=int, default=0, help="of the scenes, the weights, the order, the partners and the augmentation [0]")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
+    add("--out", help="run folder [runs/<method>-<pairs>-<data>-seed<seed>]")
+    add("--resume", action="store_true", help="go on from the run folder's checkpoint, with the same options")
+    add("--without", default="", help="transforms to switch off, by comma: crop, flip, jitter, gray, blur, solarize []")
+    # -- BYOL's own
+    add("--crop-min", type=pairs.fraction, help=f"smallest crop, share of the image area (App. B: 0.08) {default('crop_min')}")
+    add("--jitter", type=pairs.nonnegative_float, nargs=4, help=f"brightness, contrast, saturation, hue (App. B: 0.4 0.4 0.2 0.1) {default('jitter')}")
+    add("--gray", type=pairs.fraction, default=0.2, help="probability of grayscale (App. B) [0.2]")
+    add("--blur", type=pairs.fraction, nargs=2, help="probability of blur in view 1 and view 2 (App. B) [1 0.1; 0 0 below 64 px]")
+    add("--solarize", type=pairs.fraction, nargs=2, help=f"probability of solarisation in view 1 and view 2 (App. B: 0 0.2) {default('solarize')}")
+    add("--hidden-dim", type=pairs.positive_int, help=f"hidden width of projector and predictor (Sec. 3.3: 4096) {default('hidden_dim')}")
+    add("--projection-dim", type=pairs.positive_int, help=f"width d of projections and predictions (Sec. 3.3: 256) {default('projection_dim')}")
+    add("--ema-decay", type=pairs.fraction, help=f"the target's decay at step 0; it rises along a cosine to 1 (Sec. 3.3: 0.996 for 1000 epochs) {default('ema_decay')}")
+    add("--warmup-epochs", type=pairs.nonnegative_float, help=f"epochs of linear warm-up (Sec. 3.3: 10) {default('warmup_epochs')}")
+    return pairs.parse(parser, argv, RECIPES)
+
+
+# -------------------------------------------------------------------------------------------- MODEL
+
+
+def head(width, hidden_dim, out_dim):
+    """Projector and predictor have one shape: Linear-BN-ReLU-Linear, no BatchNorm at the end."""
+    return nn.Sequential(
+        nn.Linear(width, hidden_dim),
+        nn.BatchNorm1d(hidden_dim),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden_dim, out_dim, bias=False),
+    )
+
+
+class BYOL(nn.Module):
+    def __init__(self, backbone, width, hidden_dim, projection_dim):
+        super().__init__()
+        self.backbone = backbone
+        self.projector = head(width, hidden_dim, projection_dim)
+        self.predictor = head(projection_dim, hidden_dim, projection_dim)
+        self.target = copy.deepcopy(nn.Sequential(self.backbone, self.projector)).requires_grad_(False)
+
+    def forward(self, x):
+        h = self.backbone(x)  # (N, width)
+        z = self.projector(h)  # (N, d)
+        return z, self.predictor(z)
+
+    @torch.no_grad()
+    def target_projection(self, x):
+        """The target's z (N, d); its BatchNorm uses the statistics of this batch, as the official code does."""
+        return self.target(x)
+
+    @torch.no_grad()
+    def update_target(self, decay):
+        """target <- decay target + (1 - decay) online, for parameters; BatchNorm's statistics are its own."""
+        online = [*self.backbone.parameters(), *self.projector.parameters()]
+        for slow, fast in zip(self.target.parameters(), online, strict=True):
+            slow.lerp_(fast, 1 - decay)
+
+
+# --------------------------------------------------------------------------------------------- LOSS
+
+
+def regression_loss(p, z):
+    """Squared distance of the unit vectors, 2 - 2 cos(p, z), the mean over the batch (BYOL, Eq. 2).
+
+    p, z: (N, d), any length. z is a constant: no gradient goes to it. Between 0 and 4.
+    """
+    return (2 - 2 * F.cosine_similarity(p, z.detach(), dim=1)).mean()
+
+
+# ---------------------------------------------------------------------------------------- SCHEDULES
+
+
+def learning_rate(step, total, peak, warmup):
+    """Linear warm-up from peak / warmup over `warmup` steps, then half a cosine to 0 at step = total."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def target_decay(step, total, base):
+    """The target's decay: 1 - (1 - base) (1 + cos(pi step / total)) / 2, from base to 1 (BYOL, Sec. 3.3)."""
+    return 1 - (1 - base) * (1 + math.cos(math.pi * step / total)) / 2
+
+
+# -------------------------------------------------------------------------------------------- TRAIN
+
+
+def train(model, optimizer, source, view1, view2, run, args):
+    device = torch.device(args.device)
+    steps_per_epoch = len(source) // args.batch_size
+    total, warmup = args.epochs * steps_per_epoch, args.warmup_epochs * steps_per_epoch
+    images = source.pool.images.to(device)
+    for epoch in range(run.epoch, args.epochs):
+        for x1, x2 in pairs.batches(source, epoch, args.batch_size, view1, view2, device, images):
+            lr = learning_rate(run.step, total, args.lr * args.batch_size / 256, warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                (z1, p1), (z2, p2) = model(x1), model(x2)
+                t1, t2 = model.target_projection(x1), model.target_projection(x2)
+            loss = regression_loss(p1.float(), t2.float()) + regression_loss(p2.float(), t1.float())
+
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            model.update_target(target_decay(run.step, total, args.ema_decay))  # after the step
+            run.log(epoch, loss, lr, z1)
+        run.save(epoch + 1)
+
+
+# --------------------------------------------------------------------------------------------- main
+
+
+def main():
+    args = parse_args()
+    device = evaluate.pick_device(args.device)
+    source = pairs.load_pairs(args)
+    view1, view2 = pairs.make_views(args, source.pool.image_size)
+
+    torch.manual_seed(args.seed)  # the backbone first: equal initial weights in both arms and all methods
+    backbone, width = evaluate.build_backbone(args.backbone, source.pool.image_size, verbose=True)
+    model = BYOL(backbone, width, args.hidden_dim, args.projection_dim)
+    model = model.to(device, memory_format=torch.channels_last)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, args.lr, momentum=0.9, weight_decay=args.weight_decay)
+
+    run = evaluate.Run("byol", args, source, view1, view2, backbone, model, optimizer)
+    train(model, optimizer, source, view1, view2, run, args)
+    run.finish(args.data)
+
+
+if __name__ == "__main__":
+    pairs.run_cli(main)

@@ -1,0 +1,202 @@
+"""MoCo v2 (Chen et al. 2020, arXiv 2003.04297; MoCo: He et al. 2019, arXiv 1911.05722), on augmented or on semantic pairs.
+
+    python moco.py --pairs semantic                                    # embedded scenes, minutes on two CPU cores
+    python moco.py --pairs augmented                                   # its matched baseline
+    python moco.py --pairs semantic --data cifar10 --download          # ResNet-18, a GPU is used where there is one
+
+    x1, x2   two views (N, 3, S, S): of one image, or of two images of one category
+    h        backbone features (N, width): what evaluation uses
+    q, k     query and key (N, d): embeddings of x1 by the encoder, of x2 by its slow copy; unit length
+    queue    (K, d), the K latest keys: the negatives
+
+What changes relative to simclr.py: a key encoder that follows slowly, a queue of negatives, one direction.
+
+BatchNorm must not leak which key belongs to which query (the encoder could cheat by recognising the statistics
+of its own batch; MoCo, Sec. 3.3). The paper spreads a batch over 8 GPUs, each with its own statistics, and
+shuffles the keys among them. Here one device does the same: BatchNorm takes its statistics over --bn-splits
+separate parts of the batch, and the keys are shuffled before they are parted, and put back in order after.
+
+Deviations from the papers and facebookresearch/moco
+  1. The learning rate falls along a cosine by step, not by epoch.
+  2. On CIFAR-size photographs: batch 512, weight decay 5e-4, queue 4096, temperature 0.1, crops from 0.08,
+     no blur, as in the authors' CIFAR-10 demo, whose head, unlike this one, is a single layer.
+  3. On scenes: a small convnet, a queue of 1024, a quarter of the images; EMA decay 0.99; small batches (few minutes buy
+     more steps), crops of at least half the area, colour jitter of half strength, no blur.
+"""
+
+import argparse
+import copy
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import evaluate
+import pairs
+
+# ------------------------------------------------------------------------------------------- CONFIG
+
+RECIPES = {  # defaults: on the embedded scenes, and on photographs (MoCo's CIFAR-10 demo)
+    "scenes": dict(backbone="convnet", epochs=40, batch_size=64, lr=0.06, weight_decay=1e-4, crop_min=0.5, jitter=[0.2, 0.2, 0.2, 0.05], temperature=0.2, queue_size=1024, bn_splits=2),
+    "photographs": dict(backbone="resnet18", epochs=200, batch_size=512, lr=0.03, weight_decay=5e-4, crop_min=0.08, jitter=[0.4, 0.4, 0.4, 0.1], temperature=0.1, queue_size=4096, bn_splits=8),
+}
+
+
+def parse_args(argv=None):
+    parser = pairs.Parser(description=__doc__.splitlines()[0], formatter_class=argparse.RawDescriptionHelpFormatter)
+    add, default = parser.add_argument, pairs.default_help(RECIPES)
+    # -- shared by the four methods, word for word
+    add("--pairs", default="augmented", help="augmented: two views of one image; semantic: two images of one class; FILE.csv: a curated list with columns image_a,image_b [augmented]")
+    add("--arm", default="semantic", choices=["semantic", "augmented"], help="with FILE.csv: augmented pairs each row's image_a with itself, the matched baseline [semantic]")
+    add("--data", help="scenes; cifar10, cifar100, stl10, svhn; or a folder of class folders, with train/ and test/ or without [scenes]")
+    add("--root", default="data", help="folder of torchvision's data sets [data]")
+    add("--download", action="store_true", help="let torchvision download the data set into --root")
+    add("--image-size", type=pairs.positive_int, help="side of the images in pixels [scenes 32, else the set's own, at most 224]")
+    add("--limit", type=pairs.positive_int, help="only the first N training images, classes in turn; with FILE.csv, the first N rows [all]")
+    add("--backbone", help=f"convnet, or a classification model of torchvision such as resnet18, resnet50 {default('backbone')}")
+    add("--epochs", type=pairs.positive_int, help=f"passes over the anchors {default('epochs')}")
+    add("--batch-size", type=pairs.positive_int, help=f"pairs in a step {default('batch_size')}")
+    add("--lr", type=pairs.positive_float, help=f"peak learning rate per 256 pairs: a step uses lr * batch / 256 (Goyal et al. 2017) {default('lr')}")
+    add("--weight-decay", type=pairs.nonnegative_float, help=f"L2 added to the gradient of every weight {default('weight_decay')}")
+    add("--seed", type=int, default=0, help="of the scenes, the weights, the order, the partners and the augmentation [0]")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
+    add("--out", help="run folder [runs/<method>-<pairs>-<data>-seed<seed>]")
+    add("--resume", action="store_true", help="go on from the run folder's checkpoint, with the same options")
+    add("--without", default="", help="transforms to switch off, by comma: crop, flip, jitter, gray, blur, solarize []")
+    # -- MoCo's own
+    add("--crop-min", type=pairs.fraction, help=f"smallest crop, share of the image area (v2: 0.2) {default('crop_min')}")
+    add("--jitter", type=pairs.nonnegative_float, nargs=4, help=f"brightness, contrast, saturation, hue (v2: 0.4 0.4 0.4 0.1) {default('jitter')}")
+    add("--gray", type=pairs.fraction, default=0.2, help="probability of grayscale (v2) [0.2]")
+    add("--blur", type=pairs.fraction, nargs=2, help="probability of blur in view 1 and view 2 (v2) [0.5 0.5; 0 0 below 64 px]")
+    add("--solarize", type=pairs.fraction, nargs=2, default=[0.0, 0.0], help="probability of solarisation in view 1 and view 2 [0 0]")
+    add("--temperature", type=pairs.positive_float, help=f"of the loss (v2: 0.2; CIFAR-10 demo: 0.1) {default('temperature')}")
+    add("--hidden-dim", type=pairs.positive_int, help="width of the projector's hidden layer (v2) [the features' width]")
+    add("--projection-dim", type=pairs.positive_int, default=128, help="width d of queries and keys (v1, Sec. 3.3) [128]")
+    add("--queue-size", type=pairs.positive_int, help=f"negatives K, a multiple of the batch (v1, Sec. 4.1: 65536) {default('queue_size')}")
+    add("--ema-decay", type=pairs.fraction, default=0.99, help="of the key encoder, by step (v1, Sec. 3.3: 0.999; CIFAR-10 demo: 0.99) [0.99]")
+    add("--bn-splits", type=pairs.positive_int, help=f"parts of a batch with BatchNorm statistics of their own (paper: 8 GPUs) {default('bn_splits')}")
+    return pairs.parse(parser, argv, RECIPES)
+
+
+# -------------------------------------------------------------------------------------------- MODEL
+
+
+class MoCo(nn.Module):
+    def __init__(self, backbone, width, hidden_dim, projection_dim, queue_size, bn_splits):
+        super().__init__()
+        self.backbone = backbone
+        self.projector = nn.Sequential(
+            nn.Linear(width, hidden_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden_dim, projection_dim),  # no BatchNorm in MoCo's head
+        )
+        self.key_encoder = copy.deepcopy(nn.Sequential(self.backbone, self.projector)).requires_grad_(False)
+        self.bn_splits = bn_splits
+        # buffers, so that a checkpoint holds them
+        self.register_buffer("queue", F.normalize(torch.randn(queue_size, projection_dim), dim=1))
+        self.register_buffer("pointer", torch.zeros(1, dtype=torch.long))
+
+    def forward(self, x):
+        parts = x.chunk(self.bn_splits)  # each part with BatchNorm statistics of its own
+        return torch.cat([self.projector(self.backbone(part)) for part in parts])  # (N, d)
+
+    @torch.no_grad()
+    def keys(self, x):
+        """Keys (N, d) of x (N, 3, S, S), their BatchNorm parts unrelated to the queries' parts."""
+        shuffle = torch.randperm(len(x), device=x.device)
+        parts = x[shuffle].chunk(self.bn_splits)
+        return torch.cat([self.key_encoder(part) for part in parts])[shuffle.argsort()]
+
+    @torch.no_grad()
+    def update_key_encoder(self, decay):
+        """key <- decay key + (1 - decay) query, for parameters; BatchNorm's statistics are its own (MoCo, Eq. 2)."""
+        query = [*self.backbone.parameters(), *self.projector.parameters()]
+        for slow, fast in zip(self.key_encoder.parameters(), query, strict=True):
+            slow.lerp_(fast, 1 - decay)
+
+    @torch.no_grad()
+    def enqueue(self, k):
+        """Overwrites the oldest len(k) keys of the queue, whose size is a multiple of len(k)."""
+        start = self.pointer + torch.arange(len(k), device=k.device)
+        self.queue[start] = F.normalize(k, dim=1).to(self.queue.dtype)
+        self.pointer.copy_((self.pointer + len(k)) % len(self.queue))
+
+
+# --------------------------------------------------------------------------------------------- LOSS
+
+
+def info_nce(q, k, queue, temperature):
+    """InfoNCE of queries against their keys and a queue of negatives, the mean over the batch (MoCo, Eq. 1).
+
+    q, k: (N, d), row i of k is the positive of row i of q; queue: (K, d). Any length, normalised here. No
+    gradient goes to k and queue. All embeddings equal give log(K + 1).
+    """
+    q, k, queue = (F.normalize(v, dim=1) for v in (q, k.detach(), queue.detach()))
+    positive = (q * k).sum(dim=1, keepdim=True)  # (N, 1)
+    negative = q @ queue.T  # (N, K)
+    logits = torch.cat([positive, negative], dim=1) / temperature  # (N, 1 + K)
+    return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
+
+
+# ---------------------------------------------------------------------------------------- SCHEDULES
+
+
+def learning_rate(step, total, peak):
+    """Half a cosine from peak at step 0 to 0 at step = total."""
+    return peak * 0.5 * (1 + math.cos(math.pi * step / total))
+
+
+# -------------------------------------------------------------------------------------------- TRAIN
+
+
+def train(model, optimizer, source, view1, view2, run, args):
+    device = torch.device(args.device)
+    steps_per_epoch = len(source) // args.batch_size
+    total, peak = args.epochs * steps_per_epoch, args.lr * args.batch_size / 256
+    images = source.pool.images.to(device)
+    for epoch in range(run.epoch, args.epochs):
+        for x1, x2 in pairs.batches(source, epoch, args.batch_size, view1, view2, device, images):
+            lr = learning_rate(run.step, total, peak)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                q = model(x1)
+                model.update_key_encoder(args.ema_decay)
+                k = model.keys(x2)
+            loss = info_nce(q.float(), k.float(), model.queue, args.temperature)
+
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            model.enqueue(k.float())  # only now: a key must not be its own query's negative
+            run.log(epoch, loss, lr, q)
+        run.save(epoch + 1)
+
+
+# --------------------------------------------------------------------------------------------- main
+
+
+def main():
+    args = parse_args()
+    device = evaluate.pick_device(args.device)
+    if args.queue_size % args.batch_size or args.batch_size % args.bn_splits:
+        raise pairs.UserError(f"--queue-size {args.queue_size} must be a multiple of --batch-size {args.batch_size}, "
+                              f"and that of --bn-splits {args.bn_splits}")
+    source = pairs.load_pairs(args)
+    view1, view2 = pairs.make_views(args, source.pool.image_size)
+
+    torch.manual_seed(args.seed)  # the backbone first: equal initial weights in both arms and all methods
+    backbone, width = evaluate.build_backbone(args.backbone, source.pool.image_size, verbose=True)
+    model = MoCo(backbone, width, args.hidden_dim or width, args.projection_dim, args.queue_size, args.bn_splits)
+    model = model.to(device, memory_format=torch.channels_last)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, args.lr, momentum=0.9, weight_decay=args.weight_decay)
+
+    run = evaluate.Run("moco", args, source, view1, view2, backbone, model, optimizer)
+    train(model, optimizer, source, view1, view2, run, args)
+    run.finish(args.data)
+
+
+if __name__ == "__main__":
+    pairs.run_cli(main)

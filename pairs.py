@@ -1,0 +1,682 @@
+"""Pairs: where images come from, how two of them become a pair, how a pair becomes two views.
+
+    python simclr.py --pairs augmented          two augmented views of one image (labels unused)
+    python simclr.py --pairs semantic           two different images of one category (labels used)
+    python simclr.py --pairs FILE.csv           the pairs of a curated list (its author used labels)
+    python simclr.py --pairs FILE.csv --arm augmented     the matched baseline of that list
+
+A worked example. Five images, labels = [0, 0, 0, 1, 1]. An epoch visits every image once as the
+*anchor*, in a random order that depends on the seed alone, say 3, 0, 4, 2, 1. The two arms then differ
+in one index, the *partner*:
+
+    anchor      3  0  4  2  1
+    augmented   3  0  4  2  1     the anchor itself, augmented a second time
+    semantic    4  2  3  0  2     uniform over the *other* images of the anchor's class
+
+Everything else (image pool, order of anchors, number of pairs, augmentation draws) is equal, so a
+difference between two runs is a difference between the pairs.
+
+Reading order: images (the embedded `scenes`, folders, torchvision's sets), pairs, augmentation, picture.
+This file knows no method, optimiser or loss.
+"""
+
+import argparse
+import csv
+import math
+import sys
+import time
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
+from PIL import Image, ImageOps
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
+
+
+class UserError(Exception):
+    """A mistake of the user's: one line that says what was wrong, where, and what to do."""
+
+
+def run_cli(main):
+    """Calls `main()`; a UserError becomes one line on stderr and exit status 2, a bug keeps its traceback."""
+    try:
+        main()
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the run's last checkpoint is kept, --resume goes on from it", file=sys.stderr)
+        sys.exit(130)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, except that a mistake is a UserError: one line instead of the whole usage."""
+
+    def error(self, message):
+        raise UserError(f"{message}; --help lists the options")
+
+
+def positive_int(text):
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return int(text)
+
+
+def positive_float(text):
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return float(text)
+
+
+def fraction(text):
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return float(text)
+
+
+def nonnegative_float(text):
+    if not 0 <= float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    return float(text)
+
+
+def default_help(recipes):
+    """A function from an option's name to the part of its help that shows its default on each kind of data."""
+    return lambda option: f"[{recipes['scenes'][option]} on scenes, {recipes['photographs'][option]} on photographs]"
+
+
+def parse(parser, argv, recipes):
+    """Parses twice: once to see which data is meant, then with that data's recipe as the defaults."""
+    args = parser.parse_args(argv)
+    on_scenes = args.data in (None, "scenes") and args.pairs in ("augmented", "semantic")
+    parser.set_defaults(**(recipes["scenes"] | {"data": "scenes"} if on_scenes else recipes["photographs"]))
+    return parser.parse_args(argv)
+
+
+def stream(*key):
+    """A CPU random generator of its own for each key, e.g. stream("order", seed, epoch).
+
+    Streams make the arms matched (drawing partners cannot disturb the order of anchors) and an
+    interrupted run resumable (an epoch's randomness depends on its number, not on what ran before).
+    """
+    return torch.Generator().manual_seed(zlib.crc32(repr(key).encode()))
+
+
+def uniform(low, high, shape, generator, device="cpu"):
+    """Uniform numbers, drawn on the CPU so that every device sees the same ones, then sent over."""
+    return (low + (high - low) * torch.rand(shape, generator=generator)).to(device, non_blocking=True)
+
+
+class Progress:
+    """Prints `what: done/total, time left` at most every two seconds; silent when the work is short."""
+
+    def __init__(self, what, total):
+        self.what, self.total, self.start = what, total, time.time()
+        self.printed = self.start
+
+    def __call__(self, done):
+        now = time.time()
+        if now - self.printed > 2:
+            self.printed, left = now, (now - self.start) * (self.total - done) / max(done, 1)
+            print(f"{self.what}: {done:,} of {self.total:,}, {left:.0f} s left", flush=True)
+
+
+# ------------------------------------------------------------------------------------------- images
+
+
+@dataclass
+class ImageSet:
+    """Labelled images in memory: uint8 images (N, 3, S, S), int64 labels (N,), names of the classes."""
+
+    name: str
+    images: torch.Tensor
+    labels: torch.Tensor
+    classes: list
+
+    def __len__(self):
+        return len(self.labels)
+
+    @property
+    def image_size(self):
+        return self.images.shape[-1]
+
+
+# -- scenes: the embedded data set. A category is a shape; everything else is nuisance.
+
+SCENE_CATEGORIES, SCENE_TRAIN, SCENE_TEST = 256, 16, 4  # seen in pretraining; images per category
+HELD_OUT_CATEGORIES, HELD_OUT_TRAIN, HELD_OUT_TEST = 20, 10, 50  # never seen in pretraining: a probe with few labels
+
+
+def sample_shapes(n, generator):
+    """n categories: complex Fourier coefficients c (n, 5) of the closed contour
+
+        r(theta) = exp(Re sum_k c_k e^(i k theta)),  k = 2..6,
+
+    scaled to unit area / pi. k = 1 would shift the contour rather than shape it. The family is
+    unlimited, so held-out categories are just further draws. Returns (c, log_scale (n, 1)).
+    """
+    k = torch.arange(2, 7)
+    c = torch.complex(*(torch.randn(2, n, 5, generator=generator) * 0.7 / k))
+    theta = torch.linspace(0, 2 * math.pi, 257)[:-1]
+    log_r = (c[:, :, None] * torch.exp(1j * k[:, None] * theta)).sum(1).real  # (n, 256)
+    return c, -0.5 * torch.log(torch.exp(2 * log_r).mean(1, keepdim=True))
+
+
+def sample_factors(category, generator):
+    """Draws every nuisance factor of len(category) scenes. Returns a dict of tensors, one row an image:
+
+    category; x, y (object centre), scale (radius), all as fractions of the image side; rotation (rad);
+    object_color (3), background_color (2 x 3) in [0, 1]; background (0 gradient, 1 stripes, 2 blotches)
+    with its angle (rad), frequency (cycles per image), phase (rad) and texture (4 x 4);
+    light_angle (rad), light_strength, exposure (gain); noise (standard deviation).
+    """
+    n = len(category)
+    u = lambda low, high, *shape: uniform(low, high, (n, *shape), generator)
+    scale = u(0.24, 0.36)
+    room = 0.5 - 1.2 * scale  # keeps most of every object inside the image
+    first = u(0, 0.4, 3)
+    return {
+        "category": category,
+        "x": 0.5 + u(-1, 1) * room,
+        "y": 0.5 + u(-1, 1) * room,
+        "scale": scale,
+        "rotation": u(-math.pi / 12, math.pi / 12),
+        "object_color": first + u(0.4, 0.6, 3),  # brighter than the background in every channel, in any hue
+        "background": torch.randint(3, (n,), generator=generator),
+        "background_color": torch.stack([first, (first + u(-0.15, 0.15, 3)).clamp(0, 1)], 1),
+        "angle": u(0, 2 * math.pi),
+        "frequency": u(1.5, 5),
+        "phase": u(0, 2 * math.pi),
+        "texture": torch.randn(n, 1, 4, 4, generator=generator),
+        "light_angle": u(0, 2 * math.pi),
+        "light_strength": u(0, 0.6),
+        "exposure": u(0.6, 1.2),
+        "noise": u(0, 0.06),
+    }
+
+
+def render_scenes(factors, shapes, size, generator):
+    """Draws scenes from their factors, on the CPU, so that every device gets the same images.
+
+    Returns images uint8 (N, 3, size, size), masks bool (N, size, size), boxes float (N, 4) as
+    x1, y1, x2, y2 in pixels (of the visible part of the object). `generator` draws the pixel noise only.
+    """
+    images, masks = [], []
+    grid = (torch.arange(size) + 0.5) / size
+    for rows in torch.arange(len(factors["category"])).split(max(1, 2**20 // size**2)):
+        f = {name: value[rows] for name, value in factors.items()}
+        col = lambda name: f[name][:, None, None]
+        x, y = grid[None, None, :], grid[None, :, None]
+
+        along = lambda angle: (x - 0.5) * torch.cos(angle) + (y - 0.5) * torch.sin(angle)  # (n, size, size)
+        gradient = 0.5 + along(col("angle")) * 0.7
+        stripes = 0.5 + 0.5 * torch.sin(2 * math.pi * col("frequency") * along(col("angle")) + col("phase"))
+        blotches = torch.sigmoid(4 * F.interpolate(f["texture"], (size, size), mode="bicubic")[:, 0])
+        mix = torch.where(col("background") == 0, gradient, torch.where(col("background") == 1, stripes, blotches))
+        a, b = f["background_color"].unbind(1)
+        image = a[..., None, None] + mix[:, None] * (b - a)[..., None, None]
+
+        z = torch.complex(x - col("x") + 0 * y, y - col("y") + 0 * x) * torch.exp(-1j * col("rotation"))
+        rho, c, log_scale = z.abs().clamp(min=1e-6), *(part[f["category"]] for part in shapes)
+        direction, log_r, power = z / rho, log_scale[..., None], z / rho
+        for k in range(c.shape[1]):
+            power = power * direction  # e^(i (k + 2) theta)
+            log_r = log_r + (c[:, k, None, None] * power).real
+        mask = ((torch.exp(log_r) * col("scale") - rho) * size + 0.5).clamp(0, 1)  # one pixel of antialiasing
+        image = torch.lerp(image, f["object_color"][..., None, None], mask[:, None])
+
+        light = col("exposure") * (1 + col("light_strength") * along(col("light_angle")))
+        image = image * light[:, None] + col("noise")[:, None] * torch.randn(image.shape, generator=generator)
+        images.append((image.clamp(0, 1) * 255).round().to(torch.uint8))
+        masks.append(mask > 0.5)
+    masks = torch.cat(masks)
+    first = lambda hit: hit.float().argmax(1)
+    columns, rows = masks.any(1), masks.any(2)
+    boxes = [first(columns), first(rows), size - first(columns.flip(1)), size - first(rows.flip(1))]
+    return torch.cat(images), masks, torch.stack(boxes, 1).float()
+
+
+def scenes(split="train", image_size=32, seed=0, held_out=False, details=False):
+    """The embedded data set: an ImageSet and, with `details`, also (factors, masks, boxes) as `render_scenes`.
+
+    `seed` is the world: its categories, its images. `split` is "train" or "test": same categories, other
+    images. `held_out` takes categories that the train split of the same world does not contain.
+    """
+    world = "held-out" if held_out else "seen"
+    n_classes = HELD_OUT_CATEGORIES if held_out else SCENE_CATEGORIES
+    train, test = (HELD_OUT_TRAIN, HELD_OUT_TEST) if held_out else (SCENE_TRAIN, SCENE_TEST)
+    each = train if split == "train" else test
+    shapes = sample_shapes(n_classes, stream("shapes", world, seed))
+    labels = torch.arange(n_classes).repeat(each)  # class by class in turn, so that a prefix is balanced
+    generator = stream("images", world, split, seed)
+    factors = sample_factors(labels, generator)
+    images, masks, boxes = render_scenes(factors, shapes, image_size, generator)
+    name = "scenes-held-out" if held_out else "scenes"
+    result = ImageSet(name, images, labels, [f"shape {i}" for i in range(n_classes)])
+    return (result, factors, masks, boxes) if details else result
+
+
+# -- real images
+
+TORCHVISION_SETS = {  # name: (class, arguments of the train split, of the test split)
+    "cifar10": ("CIFAR10", {"train": True}, {"train": False}),
+    "cifar100": ("CIFAR100", {"train": True}, {"train": False}),
+    "stl10": ("STL10", {"split": "train"}, {"split": "test"}),
+    "svhn": ("SVHN", {"split": "train"}, {"split": "test"}),
+}
+
+
+def load_images(data, split="train", image_size=None, limit=None, seed=0, root="data", download=False):
+    """The images of `data`, one of: "scenes", "scenes-held-out", a name in TORCHVISION_SETS, a folder.
+
+    A folder holds DIR/train/<class>/* with DIR/test or DIR/val beside it, or just class folders, of which
+    every fifth image then is test. image_size None takes the set's own (the first image's short side, at
+    most 224 px); images are scaled to that short side and centre-cropped. `limit` keeps the first images of
+    the train split, taken class by class in turn. Raises UserError when there is nothing to read.
+    """
+    if image_size is not None and image_size < 8:
+        raise UserError(f"--image-size {image_size}: use 8 px or more")
+    if data in ("scenes", "scenes-held-out"):
+        found = scenes(split, image_size or 32, seed, held_out=data == "scenes-held-out")
+        if split == "train" and limit:
+            found = replace(found, images=found.images[:limit], labels=found.labels[:limit])
+        return found
+    if data in TORCHVISION_SETS:
+        cls, *splits = TORCHVISION_SETS[data]
+        try:
+            items = getattr(torchvision.datasets, cls)(root, download=download, **splits[split == "test"])
+        except RuntimeError as error:
+            raise UserError(f"{data} is not in {root}: add --download, or --root DIR ({error})") from None
+        labels = torch.as_tensor(getattr(items, "targets", None) or items.labels)
+        order = by_turns(labels)[: limit if split == "train" else None]
+        opened = lambda i: items[i][0]
+        classes = getattr(items, "classes", None) or [str(i) for i in range(int(labels.max()) + 1)]
+    elif Path(data).is_dir():
+        items, labels, classes = list_folder(Path(data), split)
+        order = by_turns(labels)[: limit if split == "train" else None]
+        opened = lambda i: items[i]
+    else:
+        names = ", ".join(["scenes", *TORCHVISION_SETS])
+        raise UserError(f"--data {data}: no such folder, and not one of {names}")
+    images = decode(map(opened, order.tolist()), len(order), image_size, f"reading {Path(data).name} {split}")
+    return ImageSet(Path(data).name, images, labels[order], classes)
+
+
+def by_turns(labels):
+    """An order of the rows that takes the classes in turn: first of each class, second of each, ..."""
+    seen = torch.zeros(int(labels.max()) + 1, dtype=torch.long)
+    turn = torch.empty_like(labels)
+    for i, label in enumerate(labels.tolist()):
+        turn[i] = seen[label]
+        seen[label] += 1
+    return torch.argsort(turn * len(seen) + labels, stable=True)
+
+
+def list_folder(folder, split):
+    """Files, labels (N,) and class names of one split of a folder of class folders (see load_images)."""
+    tests = [folder / name for name in ("test", "val", "validation") if (folder / name).is_dir()]
+    has_splits = (folder / "train").is_dir()
+    if has_splits and not tests:
+        raise UserError(f"{folder} has train/ but neither test/ nor val/ beside it: the probe needs one")
+    top = (folder / "train" if split == "train" else tests[0]) if has_splits else folder
+    classes = sorted(d.name for d in (folder / "train" if has_splits else folder).iterdir() if d.is_dir())
+    paths, labels = [], []
+    for label, name in enumerate(classes):
+        files = sorted(p for p in (top / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not has_splits:
+            files = [p for i, p in enumerate(files) if (i % 5 == 4) == (split == "test")]
+        paths += files
+        labels += [label] * len(files)
+    if not paths:
+        raise UserError(f"no images in class folders below {top}: expected {top}/<class>/<image>.jpg")
+    return paths, torch.tensor(labels), classes
+
+
+def decode(items, n, image_size, what):
+    """Reads n images (paths or PIL images) into one uint8 tensor (n, 3, image_size, image_size)."""
+    out, progress = None, Progress(what, n)
+    for i, item in enumerate(items):
+        try:
+            image = ImageOps.exif_transpose(Image.open(item) if isinstance(item, Path) else item).convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise UserError(f"cannot read the image {item}: {error}; repair or remove it") from None
+        if out is None:
+            image_size = image_size or min(224, *image.size)
+            out = torch.empty(n, 3, image_size, image_size, dtype=torch.uint8)
+        if image.size != (image_size, image_size):
+            image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
+        out[i] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        progress(i + 1)
+    return out
+
+
+# -------------------------------------------------------------------------------------------- pairs
+
+
+@dataclass
+class Pairs:
+    """A pool of images and the rule that makes pairs of them.
+
+    kind: "augmented" | "semantic" | "list". For a list, `rows` (R, 2) holds image indices of its pairs.
+    """
+
+    pool: ImageSet
+    kind: str
+    seed: int
+    rows: torch.Tensor = None
+
+    def __len__(self):
+        """Pairs in an epoch: one for each image of the pool, or for each row of the list."""
+        return len(self.pool) if self.rows is None else len(self.rows)
+
+    def epoch(self, epoch):
+        """Image indices (anchor (M,), partner (M,)) of one epoch: a function of seed and epoch alone."""
+        order = torch.randperm(len(self), generator=stream("order", self.seed, epoch))
+        anchor = order if self.rows is None else self.rows[order, 0]
+        if self.kind == "augmented":
+            return anchor, anchor
+        if self.kind == "list":
+            return anchor, self.rows[order, 1]
+        return anchor, semantic_partners(self.pool.labels, stream("partner", self.seed, epoch))[anchor]
+
+
+def semantic_partners(labels, generator):
+    """For each image (N,) another one of its class, uniform over the n_c - 1 others.
+
+    With the class written as a row of n_c places: a draw u in [0, n_c - 2], moved up by one from the
+    anchor's own place on, hits each other place equally often and never the anchor. No rejection.
+    """
+    by_class = torch.argsort(labels, stable=True)
+    counts = torch.bincount(labels)
+    start = (counts.cumsum(0) - counts)[labels]
+    place = torch.empty_like(labels)
+    place[by_class] = torch.arange(len(labels))
+    place -= start
+    u = (torch.rand(len(labels), generator=generator, dtype=torch.float64) * (counts[labels] - 1)).long()
+    return by_class[start + u + (u >= place)]
+
+
+def load_pairs(args):
+    """The Pairs that the command line asks for: options --pairs, --arm, --data and those that shape the pool."""
+    if args.pairs in ("augmented", "semantic"):
+        pool = load_images(args.data, "train", args.image_size, args.limit, args.seed, args.root, args.download)
+        return make_pairs(args.pairs, pool, args.seed)
+    if args.data is not None and not Path(args.data).is_dir():
+        raise UserError(f"--pairs {args.pairs} with --data {args.data}: a list's paths need a folder")
+    return read_pair_list(args.pairs, args.data, args.arm, args.image_size, args.limit, args.seed)
+
+
+def make_pairs(kind, pool, seed):
+    """Pairs of kind "augmented" or "semantic" over a labelled pool.
+
+    Raises UserError when semantic pairs are asked of a class with a single image.
+    """
+    if kind == "semantic":
+        lonely = (torch.bincount(pool.labels, minlength=len(pool.classes)) == 1).nonzero()[:, 0].tolist()
+        if lonely:
+            names = ", ".join(pool.classes[i] for i in lonely[:5]) + (" ..." if len(lonely) > 5 else "")
+            raise UserError(f"--pairs semantic: {len(lonely)} class(es) of {pool.name} have one image only, so no "
+                            f"partner: {names}; add images, remove the class or raise --limit")
+    return Pairs(pool, kind, seed)
+
+
+def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=None, seed=0):
+    """Pairs of a curated list: a CSV with columns image_a, image_b and, optionally, category.
+
+    Paths are relative to `folder`, else to the file's own. arm "augmented" pairs each row's anchor image_a
+    with itself: the matched baseline, equal in anchors, order and number of pairs. Both arms load the
+    images of both columns. `limit` keeps the first rows. Raises UserError with the row of a mistake.
+    """
+    file, folder = Path(file), Path(folder or Path(file).parent)
+    if not file.is_file():
+        raise UserError(f"--pairs {file}: no such file, and neither 'augmented' nor 'semantic'")
+    with open(file, newline="", encoding="utf-8-sig") as opened:
+        reader = csv.DictReader(opened)
+        if not {"image_a", "image_b"} <= set(reader.fieldnames or ()):
+            raise UserError(f"{file}: the first line must name the columns image_a,image_b; it has {reader.fieldnames}")
+        table = list(reader)[:limit]
+    if not table:
+        raise UserError(f"{file}: no pairs in it")
+    index, categories = {}, []
+    for number, row in enumerate(table, start=2):
+        for column in ("image_a", "image_b"):
+            path = folder / (row[column] or "")
+            if not path.is_file():
+                raise UserError(f"{file}, line {number}, {column}: no image {path}; paths are relative to {folder}")
+            index.setdefault(path, len(index))
+    rows = torch.tensor([[index[folder / row["image_a"]], index[folder / row["image_b"]]] for row in table])
+    images = decode(list(index), len(index), image_size, f"reading the images of {file.name}")
+    pool = ImageSet(file.stem, images, torch.zeros(len(index), dtype=torch.long), [file.stem])
+    return Pairs(pool, {"semantic": "list", "augmented": "augmented"}[arm], seed, rows)
+
+
+def batches(pairs, epoch, batch_size, view1, view2, device, images=None):
+    """Yields the epoch's batches (x1, x2), each float (batch_size, 3, S, S), augmented on `device`.
+
+    x1 shows the anchors under `view1`, x2 the partners under `view2`. The last, smaller batch is dropped:
+    batch statistics and MoCo's queue need equal batches. `images` is the pool, if already on the device.
+    """
+    images = pairs.pool.images.to(device) if images is None else images
+    anchor, partner = (index.to(device) for index in pairs.epoch(epoch))
+    generator = stream("augment", pairs.seed, epoch)
+    for i in range(0, len(pairs) - batch_size + 1, batch_size):
+        yield (augment(images[anchor[i : i + batch_size]], view1, generator),
+               augment(images[partner[i : i + batch_size]], view2, generator))
+
+
+# ------------------------------------------------------------------------------------- augmentation
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """One view's transforms, in the order of application. p_* are probabilities per image."""
+
+    crop: tuple = (0.08, 1.0)  # range of the crop's share of the image area
+    p_flip: float = 0.5
+    jitter: tuple = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue: torchvision's meaning
+    p_jitter: float = 0.8
+    p_gray: float = 0.2
+    p_blur: float = 0.0
+    sigma: tuple = (0.1, 2.0)  # of the blur, in pixels
+    p_solarize: float = 0.0
+
+    SWITCHES = {"crop": {"crop": None}, "flip": {"p_flip": 0.0}, "jitter": {"p_jitter": 0.0},
+                "gray": {"p_gray": 0.0}, "blur": {"p_blur": 0.0}, "solarize": {"p_solarize": 0.0}}
+
+    def without(self, names):
+        """The same view with some transforms off: any of crop, flip, jitter, gray, blur, solarize."""
+        for name in names:
+            if name not in self.SWITCHES:
+                raise UserError(f"--without {name}: choose from {', '.join(self.SWITCHES)}")
+            self = replace(self, **self.SWITCHES[name])
+        return self
+
+
+def make_views(args, image_size):
+    """The two views that the options --crop-min, --jitter, --gray, --blur, --solarize, --without describe."""
+    blur = args.blur or ([0.5, 0.5] if image_size >= 64 else [0.0, 0.0])
+    off = [name for name in args.without.split(",") if name]
+    if args.jitter[3] > 0.5:
+        raise UserError(f"--jitter: the hue's strength, {args.jitter[3]}, is more than half a turn, 0.5")
+    return [Augmentation(crop=(args.crop_min, 1.0), jitter=tuple(args.jitter), p_gray=args.gray, p_blur=blur[i],
+                         p_solarize=args.solarize[i]).without(off) for i in (0, 1)]
+
+
+def augment(images, view, generator):
+    """A batch uint8 (N, 3, S, S) under one view: float32 (N, 3, S, S), ImageNet-normalised, same device.
+
+    Every parameter is drawn for each image by itself; the distribution is that of torchvision's
+    RandomResizedCrop, RandomHorizontalFlip, ColorJitter, RandomGrayscale, GaussianBlur, RandomSolarize
+    applied image by image, at the speed of a few operations on the whole batch.
+    """
+    x = random_resized_crop(images, view.crop, view.p_flip, generator)
+    x = on_some(x, view.p_jitter, generator, color_jitter, view.jitter)
+    x = on_some(x, view.p_gray, generator, grayscale)
+    x = on_some(x, view.p_blur, generator, gaussian_blur, view.sigma)
+    x = on_some(x, view.p_solarize, generator, solarize)
+    return normalize(x).contiguous(memory_format=torch.channels_last)
+
+
+def normalize(x):
+    """Images, uint8 or float in [0, 1], to the float input of every backbone here: ImageNet mean and std."""
+    x = x.float() / 255 if x.dtype == torch.uint8 else x
+    mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (x - mean) / std
+
+
+def on_some(x, p, generator, transform, *arguments):
+    """Applies transform(rows, *arguments, generator) to each image of the batch with probability p."""
+    if p == 0:
+        return x
+    chosen = (torch.rand(len(x), generator=generator) < p).nonzero()[:, 0].to(x.device, non_blocking=True)
+    return x.index_copy(0, chosen, transform(x[chosen], *arguments, generator)) if len(chosen) else x
+
+
+def random_resized_crop(images, area, p_flip, generator, ratio=(3 / 4, 4 / 3), tries=10):
+    """A random box of each image, resized to the full side (bilinear, antialiased), flipped with p_flip.
+
+    uint8 (N, 3, S, S) -> float (N, 3, S, S) in [0, 1]. As torchvision: the first of ten draws of area and
+    log-uniform aspect ratio that fits, else the whole image. area None switches the crop off.
+    """
+    n, _, size, _ = images.shape
+    area = area or (1, 1)
+    ratio = ratio if area != (1, 1) else (1, 1)
+    target = uniform(*area, (n, tries), generator) * size**2
+    aspect = torch.exp(uniform(math.log(ratio[0]), math.log(ratio[1]), (n, tries), generator))
+    width, height = torch.sqrt(target * aspect).round(), torch.sqrt(target / aspect).round()
+    fits = (width > 0) & (width <= size) & (height > 0) & (height <= size)
+    first = fits.float().argmax(1, keepdim=True)
+    width, height = (torch.where(fits.any(1), v.gather(1, first)[:, 0], float(size)) for v in (width, height))
+    left, top = ((torch.rand(n, generator=generator) * (size - v + 1)).floor() for v in (width, height))
+    flip = torch.rand(n, generator=generator) < p_flip
+
+    box = torch.stack([top, height, left, width, flip.float()], 1).to(images.device, non_blocking=True)
+    top, height, left, width, flip = box[:, :, None, None].unbind(1)  # each (N, 1, 1)
+    rows, columns = resize_matrix(top, height, size), resize_matrix(left, width, size)
+    columns = torch.where(flip > 0, columns.flip(1), columns)
+    # resizing is linear and separable: rows @ image @ columns^T, with the three channels side by side
+    x = images.permute(0, 2, 1, 3).reshape(n, size, 3 * size).float() / 255
+    x = torch.bmm(rows, x).view(n, size * 3, size) @ columns.transpose(1, 2)
+    return x.view(n, size, 3, size).permute(0, 2, 1, 3)
+
+
+def resize_matrix(start, length, size):
+    """Weights (N, size, size) that resize the pixels [start, start + length) of a row to `size` pixels.
+
+    Row i is a triangle around the place of output pixel i, as wide as one output pixel or one input
+    pixel, whichever is wider (antialiasing), cut off at the crop's border and normalised.
+    """
+    pixel = torch.arange(size, device=start.device) + 0.5
+    step = length / size
+    source = pixel[None, None, :] - start
+    weight = (1 - (source - pixel[None, :, None] * step).abs() / step.clamp(min=1)).clamp(min=0)
+    weight = weight * ((source > 0) & (source < length))
+    return weight / weight.sum(2, keepdim=True)
+
+
+def color_jitter(x, strengths, generator):
+    """Brightness, contrast, saturation and hue in an order drawn for each image (torchvision ColorJitter).
+
+    The first three are x -> a x + b gray(x) + c mean(gray(x)) with other a, b, c, so at each of the four
+    places one formula serves all images; hue, the costly one, is computed only where it is due.
+    """
+    n, device = len(x), x.device
+    factor = torch.stack([uniform(max(0, 1 - s), 1 + s, n, generator) for s in strengths[:3]])
+    shift = uniform(-strengths[3], strengths[3], n, generator)
+    order = torch.rand(n, 4, generator=generator).argsort(1)  # order[i, place] = operation
+    for place in range(4):
+        operation = order[:, place]
+        f = factor.gather(0, operation.clamp(max=2)[None])[0]
+        is_hue, zero = operation == 3, torch.zeros(n)
+        f = torch.where(is_hue, 1.0, f)
+        a, b, c = f, torch.where(operation == 2, 1 - f, zero), torch.where(operation == 1, 1 - f, zero)
+        a, b, c = torch.stack([a, b, c]).to(device, non_blocking=True)[:, :, None, None, None]
+        gray = luma(x)
+        x = (a * x + b * gray + c * gray.mean((2, 3), keepdim=True)).clamp(0, 1)
+        rows = is_hue.nonzero()[:, 0]
+        if strengths[3] and len(rows):
+            moved = shift[rows].to(device, non_blocking=True)
+            rows = rows.to(device, non_blocking=True)
+            x = x.index_copy(0, rows, shift_hue(x[rows], moved[:, None, None, None]))
+    return x
+
+
+def luma(x):
+    """Brightness (N, 1, H, W) of RGB images, ITU-R 601-2 as in torchvision and PIL."""
+    r, g, b = x.unbind(1)
+    return (0.2989 * r + 0.587 * g + 0.114 * b)[:, None]
+
+
+def shift_hue(x, shift):
+    """Turns the hue of RGB images (N, 3, H, W) in [0, 1] by shift (N, 1, 1, 1), in turns of the circle.
+
+    With V = max, C = max - min and H the hue in sixths of a turn, the channel of offset n = 5, 3, 1 is
+    V - C clamp(min(k, 4 - k), 0, 1), k = (n + H) mod 6 (Smith 1978), so HSV need not be built.
+    """
+    r, g, b = x.split(1, 1)
+    value = x.amax(1, keepdim=True)
+    chroma = value - x.amin(1, keepdim=True)
+    safe = torch.where(chroma > 0, chroma, 1.0)
+    hue = torch.where(value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
+    offset = torch.tensor([5.0, 3.0, 1.0], device=x.device)[:, None, None]
+    k = (hue + 6 * shift + offset) % 6
+    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+def grayscale(x, generator=None):
+    """RGB to three equal channels of luma."""
+    return luma(x).expand_as(x)
+
+
+def gaussian_blur(x, sigma, generator):
+    """Gaussian blur with sigma (pixels) drawn for each image, kernel of a tenth of the side, reflected border."""
+    n, channels, size, _ = x.shape
+    half = max(1, size // 20)
+    offsets = torch.arange(-half, half + 1, device=x.device)
+    kernel = torch.exp(-0.5 * (offsets / uniform(*sigma, (n, 1), generator, x.device)) ** 2)
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)[:, None]  # (3 N, 1, taps)
+    flat = F.pad(x, [half] * 4, mode="reflect").reshape(1, n * channels, size + 2 * half, size + 2 * half)
+    flat = F.conv2d(flat, kernel[..., None], groups=n * channels)
+    return F.conv2d(flat, kernel[:, :, None], groups=n * channels).view_as(x)
+
+
+def solarize(x, generator=None, threshold=0.5):
+    """Inverts the pixels at or above the threshold."""
+    return torch.where(x >= threshold, 1 - x, x)
+
+
+# ------------------------------------------------------------------------------------------ picture
+
+
+def save_picture(path, source, view1, view2, columns=10):
+    """Writes a grid of pairs: augmented above, semantic (or the list's) below; images above, views under them."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    semantic = "semantic" if source.rows is None else "list"
+    counts = torch.bincount(source.pool.labels)
+    kinds = ["augmented"] + [semantic] * (semantic == "list" or bool((counts != 1).all()))
+    columns = min(columns, len(source))
+    figure, axes = plt.subplots(4 * len(kinds), columns, figsize=(columns, 4.3 * len(kinds)), squeeze=False, layout="constrained")
+    mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    for block, kind in enumerate(kinds):
+        anchor, partner = (index[:columns] for index in replace(source, kind=kind).epoch(0))
+        generator = stream("picture", source.seed)
+        a, b = source.pool.images[anchor], source.pool.images[partner]
+        x1, x2 = (augment(images, view, generator) * std + mean for images, view in ((a, view1), (b, view2)))
+        titles = [f"{kind}\nanchor", "partner", "view 1", "view 2"]
+        for title, images, row in zip(titles, (a / 255, b / 255, x1, x2), axes[4 * block :]):
+            row[0].set_ylabel(title, fontsize=8)
+            for image, axis in zip(images, row):
+                axis.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
+                axis.set_xticks([]), axis.set_yticks([])
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

@@ -1,0 +1,165 @@
+"""SimCLR (Chen et al. 2020, arXiv 2002.05709), on augmented or on semantic pairs.
+
+    python simclr.py --pairs semantic                                  # embedded scenes, minutes on two CPU cores
+    python simclr.py --pairs augmented                                 # its matched baseline
+    python simclr.py --pairs semantic --data cifar10 --download        # ResNet-18, a GPU is used where there is one
+
+    x1, x2   two views (N, 3, S, S): of one image, or of two images of one category
+    h        backbone features (N, width): what evaluation uses
+    z        embeddings (N, d): what the loss compares; projector = Linear-BN-ReLU-Linear-BN
+
+Deviations from the paper and google-research/simclr
+  1. SGD with momentum instead of LARS: batches here are 128-512, LARS is for thousands.
+  2. The loss is the mean over the 2N anchors, as in the paper's Algorithm 1; the official code sums the means of
+     the two views, which is twice that.
+  3. Inputs are normalised with ImageNet's mean and deviation (official: [0, 1]), so that one backbone file
+     convention serves all methods and torchvision's weights. Crops are bilinear (official: bicubic).
+  4. The two views go through the network one after the other, so BatchNorm sees N images at a time.
+  5. On scenes: a small convnet, crops of at least half the area, colour jitter of half strength, no blur; 32 px and few minutes ask for it.
+"""
+
+import argparse
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import evaluate
+import pairs
+
+# ------------------------------------------------------------------------------------------- CONFIG
+
+RECIPES = {  # defaults: on the embedded scenes, and on photographs (SimCLR App. B.9: CIFAR-10)
+    "scenes": dict(backbone="convnet", epochs=20, batch_size=128, lr=0.06, weight_decay=5e-4, crop_min=0.5, jitter=[0.2, 0.2, 0.2, 0.05], temperature=0.2, warmup_epochs=0),
+    "photographs": dict(backbone="resnet18", epochs=200, batch_size=512, lr=0.12, weight_decay=5e-4, crop_min=0.08, jitter=[0.4, 0.4, 0.4, 0.1], temperature=0.5, warmup_epochs=10),
+}
+
+
+def parse_args(argv=None):
+    parser = pairs.Parser(description=__doc__.splitlines()[0], formatter_class=argparse.RawDescriptionHelpFormatter)
+    add, default = parser.add_argument, pairs.default_help(RECIPES)
+    # -- shared by the four methods, word for word
+    add("--pairs", default="augmented", help="augmented: two views of one image; semantic: two images of one class; FILE.csv: a curated list with columns image_a,image_b [augmented]")
+    add("--arm", default="semantic", choices=["semantic", "augmented"], help="with FILE.csv: augmented pairs each row's image_a with itself, the matched baseline [semantic]")
+    add("--data", help="scenes; cifar10, cifar100, stl10, svhn; or a folder of class folders, with train/ and test/ or without [scenes]")
+    add("--root", default="data", help="folder of torchvision's data sets [data]")
+    add("--download", action="store_true", help="let torchvision download the data set into --root")
+    add("--image-size", type=pairs.positive_int, help="side of the images in pixels [scenes 32, else the set's own, at most 224]")
+    add("--limit", type=pairs.positive_int, help="only the first N training images, classes in turn; with FILE.csv, the first N rows [all]")
+    add("--backbone", help=f"convnet, or a classification model of torchvision such as resnet18, resnet50 {default('backbone')}")
+    add("--epochs", type=pairs.positive_int, help=f"passes over the anchors {default('epochs')}")
+    add("--batch-size", type=pairs.positive_int, help=f"pairs in a step {default('batch_size')}")
+    add("--lr", type=pairs.positive_float, help=f"peak learning rate per 256 pairs: a step uses lr * batch / 256 (Goyal et al. 2017) {default('lr')}")
+    add("--weight-decay", type=pairs.nonnegative_float, help=f"L2 added to the gradient of every weight {default('weight_decay')}")
+    add("--seed", type=int, default=0, help="of the scenes, the weights, the order, the partners and the augmentation [0]")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
+    add("--out", help="run folder [runs/<method>-<pairs>-<data>-seed<seed>]")
+    add("--resume", action="store_true", help="go on from the run folder's checkpoint, with the same options")
+    add("--without", default="", help="transforms to switch off, by comma: crop, flip, jitter, gray, blur, solarize []")
+    # -- SimCLR's own
+    add("--crop-min", type=pairs.fraction, help=f"smallest crop, share of the image area (Sec. 2.1: 0.08) {default('crop_min')}")
+    add("--jitter", type=pairs.nonnegative_float, nargs=4, help=f"brightness, contrast, saturation, hue (App. B.9: half of 0.8 0.8 0.8 0.2) {default('jitter')}")
+    add("--gray", type=pairs.fraction, default=0.2, help="probability of grayscale (App. A) [0.2]")
+    add("--blur", type=pairs.fraction, nargs=2, help="probability of blur in view 1 and view 2 (App. A) [0.5 0.5; 0 0 below 64 px]")
+    add("--solarize", type=pairs.fraction, nargs=2, default=[0.0, 0.0], help="probability of solarisation in view 1 and view 2 [0 0]")
+    add("--temperature", type=pairs.positive_float, help=f"of the loss (App. B.9: 0.5 on CIFAR-10) {default('temperature')}")
+    add("--hidden-dim", type=pairs.positive_int, help="width of the projector's hidden layer (App. B.6) [the features' width]")
+    add("--projection-dim", type=pairs.positive_int, default=128, help="width d of the embedding (Sec. 2.1) [128]")
+    add("--warmup-epochs", type=pairs.nonnegative_float, help=f"epochs of linear warm-up (Sec. 2.2: 10) {default('warmup_epochs')}")
+    return pairs.parse(parser, argv, RECIPES)
+
+
+# -------------------------------------------------------------------------------------------- MODEL
+
+
+class SimCLR(nn.Module):
+    def __init__(self, backbone, width, hidden_dim, projection_dim):
+        super().__init__()
+        self.backbone = backbone
+        self.projector = nn.Sequential(
+            nn.Linear(width, hidden_dim, bias=False),
+            nn.BatchNorm1d(hidden_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden_dim, projection_dim, bias=False),
+            nn.BatchNorm1d(projection_dim),  # without it semantic pairs can sit still with all embeddings equal
+        )
+
+    def forward(self, x):
+        h = self.backbone(x)  # (N, width)
+        return self.projector(h)  # (N, d)
+
+
+# --------------------------------------------------------------------------------------------- LOSS
+
+
+def nt_xent(z1, z2, temperature):
+    """NT-Xent, the mean over all 2N anchors (SimCLR, Eq. 1 and Algorithm 1).
+
+    z1, z2: (N, d), row i of one is the positive of row i of the other; any length, normalised here. The
+    negatives of an anchor are the other 2N - 2 embeddings. All embeddings equal give log(2N - 1).
+    """
+    n = len(z1)
+    z = F.normalize(torch.cat([z1, z2]), dim=1)  # (2N, d)
+    similarity = z @ z.T / temperature  # (2N, 2N)
+    similarity = similarity.masked_fill(torch.eye(2 * n, dtype=torch.bool, device=z.device), float("-inf"))
+    positive = torch.arange(2 * n, device=z.device).roll(n)  # i <-> i + N
+    return F.cross_entropy(similarity, positive)
+
+
+# ---------------------------------------------------------------------------------------- SCHEDULES
+
+
+def learning_rate(step, total, peak, warmup):
+    """Linear warm-up from peak / warmup over `warmup` steps, then half a cosine to 0 at step = total."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+# -------------------------------------------------------------------------------------------- TRAIN
+
+
+def train(model, optimizer, source, view1, view2, run, args):
+    device = torch.device(args.device)
+    steps_per_epoch = len(source) // args.batch_size
+    total, warmup = args.epochs * steps_per_epoch, args.warmup_epochs * steps_per_epoch
+    images = source.pool.images.to(device)
+    for epoch in range(run.epoch, args.epochs):
+        for x1, x2 in pairs.batches(source, epoch, args.batch_size, view1, view2, device, images):
+            lr = learning_rate(run.step, total, args.lr * args.batch_size / 256, warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                z1, z2 = model(x1), model(x2)
+            loss = nt_xent(z1.float(), z2.float(), args.temperature)
+
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            run.log(epoch, loss, lr, z1)
+        run.save(epoch + 1)
+
+
+# --------------------------------------------------------------------------------------------- main
+
+
+def main():
+    args = parse_args()
+    device = evaluate.pick_device(args.device)
+    source = pairs.load_pairs(args)
+    view1, view2 = pairs.make_views(args, source.pool.image_size)
+
+    torch.manual_seed(args.seed)  # the backbone first: equal initial weights in both arms and all methods
+    backbone, width = evaluate.build_backbone(args.backbone, source.pool.image_size, verbose=True)
+    model = SimCLR(backbone, width, args.hidden_dim or width, args.projection_dim)
+    model = model.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=0.9, weight_decay=args.weight_decay)
+
+    run = evaluate.Run("simclr", args, source, view1, view2, backbone, model, optimizer)
+    train(model, optimizer, source, view1, view2, run, args)
+    run.finish(args.data)
+
+
+if __name__ == "__main__":
+    pairs.run_cli(main)

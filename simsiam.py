@@ -1,0 +1,178 @@
+"""SimSiam (Chen & He 2021, arXiv 2011.10566), on augmented or on semantic pairs.
+
+    python simsiam.py --pairs semantic                                 # embedded scenes, minutes on two CPU cores
+    python simsiam.py --pairs augmented                                # its matched baseline
+    python simsiam.py --pairs semantic --data cifar10 --download       # ResNet-18, a GPU is used where there is one
+
+    x1, x2   two views (N, 3, S, S): of one image, or of two images of one category
+    h        backbone features (N, width): what evaluation uses
+    z        embeddings (N, d) of the projector; a constant to the loss (stop-gradient)
+    p        predictions (N, d) of the other view's z
+
+What changes relative to simclr.py: a predictor, a stop-gradient, and no negatives at all.
+
+Deviations from the paper and facebookresearch/simsiam
+  1. The learning rate falls along a cosine by step, not by epoch (the predictor's stays constant, as there).
+  2. On scenes and on CIFAR-size photographs the projector has two layers (Sec. 4 and App. D of the paper for
+     CIFAR-10); --projector-layers 3 is the paper's for ImageNet.
+  3. On scenes: a small convnet, narrower heads, small batches (few minutes buy more steps), crops of at
+     least half the area, colour jitter of half strength, no blur.
+"""
+
+import argparse
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import torchvision
+
+import evaluate
+import pairs
+
+# ------------------------------------------------------------------------------------------- CONFIG
+
+RECIPES = {  # defaults: on the embedded scenes, and on photographs (SimSiam App. D: CIFAR-10)
+    "scenes": dict(backbone="convnet", epochs=30, batch_size=64, lr=0.12, weight_decay=1e-5, crop_min=0.5, jitter=[0.2, 0.2, 0.2, 0.05], embedding_dim=512, bottleneck_dim=128),
+    "photographs": dict(backbone="resnet18", epochs=200, batch_size=512, lr=0.03, weight_decay=5e-4, crop_min=0.2, jitter=[0.4, 0.4, 0.4, 0.1], embedding_dim=2048, bottleneck_dim=512),
+}
+
+
+def parse_args(argv=None):
+    parser = pairs.Parser(description=__doc__.splitlines()[0], formatter_class=argparse.RawDescriptionHelpFormatter)
+    add, default = parser.add_argument, pairs.default_help(RECIPES)
+    # -- shared by the four methods, word for word
+    add("--pairs", default="augmented", help="augmented: two views of one image; semantic: two images of one class; FILE.csv: a curated list with columns image_a,image_b [augmented]")
+    add("--arm", default="semantic", choices=["semantic", "augmented"], help="with FILE.csv: augmented pairs each row's image_a with itself, the matched baseline [semantic]")
+    add("--data", help="scenes; cifar10, cifar100, stl10, svhn; or a folder of class folders, with train/ and test/ or without [scenes]")
+    add("--root", default="data", help="folder of torchvision's data sets [data]")
+    add("--download", action="store_true", help="let torchvision download the data set into --root")
+    add("--image-size", type=pairs.positive_int, help="side of the images in pixels [scenes 32, else the set's own, at most 224]")
+    add("--limit", type=pairs.positive_int, help="only the first N training images, classes in turn; with FILE.csv, the first N rows [all]")
+    add("--backbone", help=f"convnet, or a classification model of torchvision such as resnet18, resnet50 {default('backbone')}")
+    add("--epochs", type=pairs.positive_int, help=f"passes over the anchors {default('epochs')}")
+    add("--batch-size", type=pairs.positive_int, help=f"pairs in a step {default('batch_size')}")
+    add("--lr", type=pairs.positive_float, help=f"peak learning rate per 256 pairs: a step uses lr * batch / 256 (Goyal et al. 2017) {default('lr')}")
+    add("--weight-decay", type=pairs.nonnegative_float, help=f"L2 added to the gradient of every weight {default('weight_decay')}")
+    add("--seed", type=int, default=0, help="of the scenes, the weights, the order, the partners and the augmentation [0]")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
+    add("--out", help="run folder [runs/<method>-<pairs>-<data>-seed<seed>]")
+    add("--resume", action="store_true", help="go on from the run folder's checkpoint, with the same options")
+    add("--without", default="", help="transforms to switch off, by comma: crop, flip, jitter, gray, blur, solarize []")
+    # -- SimSiam's own
+    add("--crop-min", type=pairs.fraction, help=f"smallest crop, share of the image area (Sec. 3: 0.2, as MoCo v2) {default('crop_min')}")
+    add("--jitter", type=pairs.nonnegative_float, nargs=4, help=f"brightness, contrast, saturation, hue (MoCo v2: 0.4 0.4 0.4 0.1) {default('jitter')}")
+    add("--gray", type=pairs.fraction, default=0.2, help="probability of grayscale (MoCo v2) [0.2]")
+    add("--blur", type=pairs.fraction, nargs=2, help="probability of blur in view 1 and view 2 (MoCo v2) [0.5 0.5; 0 0 below 64 px]")
+    add("--solarize", type=pairs.fraction, nargs=2, default=[0.0, 0.0], help="probability of solarisation in view 1 and view 2 [0 0]")
+    add("--embedding-dim", type=pairs.positive_int, help=f"width d of projector and embedding (Sec. 3: 2048) {default('embedding_dim')}")
+    add("--bottleneck-dim", type=pairs.positive_int, help=f"hidden width of the predictor, a quarter of d (Sec. 3: 512) {default('bottleneck_dim')}")
+    add("--projector-layers", type=int, default=2, choices=[2, 3], help="layers of the projector (3 for ImageNet, 2 in App. D) [2]")
+    return pairs.parse(parser, argv, RECIPES)
+
+
+# -------------------------------------------------------------------------------------------- MODEL
+
+
+class SimSiam(nn.Module):
+    def __init__(self, backbone, width, embedding_dim, bottleneck_dim, projector_layers):
+        super().__init__()
+        self.backbone = backbone
+        layers = []
+        for _ in range(projector_layers - 1):
+            layers += [nn.Linear(width, embedding_dim, bias=False), nn.BatchNorm1d(embedding_dim), nn.ReLU(inplace=True)]
+            width = embedding_dim
+        self.projector = nn.Sequential(
+            *layers,
+            nn.Linear(width, embedding_dim, bias=False),
+            nn.BatchNorm1d(embedding_dim, affine=False),
+        )
+        self.predictor = nn.Sequential(
+            nn.Linear(embedding_dim, bottleneck_dim, bias=False),
+            nn.BatchNorm1d(bottleneck_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(bottleneck_dim, embedding_dim),
+        )
+
+    def forward(self, x):
+        h = self.backbone(x)  # (N, width)
+        z = self.projector(h)  # (N, d)
+        return z, self.predictor(z)
+
+
+def zero_last_gamma(backbone):
+    """Starts each residual block of a ResNet as the identity (official: zero_init_residual=True)."""
+    for block in backbone.modules():
+        if isinstance(block, torchvision.models.resnet.Bottleneck):
+            nn.init.zeros_(block.bn3.weight)
+        elif isinstance(block, torchvision.models.resnet.BasicBlock):
+            nn.init.zeros_(block.bn2.weight)
+
+
+# --------------------------------------------------------------------------------------------- LOSS
+
+
+def negative_cosine(p, z):
+    """Negative cosine similarity -cos(p, z), the mean over the batch (SimSiam, Eq. 1).
+
+    p, z: (N, d), any length. z is a constant: no gradient goes to it (Eq. 3). Between -1 and 1.
+    """
+    return -F.cosine_similarity(p, z.detach(), dim=1).mean()
+
+
+# ---------------------------------------------------------------------------------------- SCHEDULES
+
+
+def learning_rate(step, total, peak):
+    """Half a cosine from peak at step 0 to 0 at step = total."""
+    return peak * 0.5 * (1 + math.cos(math.pi * step / total))
+
+
+# -------------------------------------------------------------------------------------------- TRAIN
+
+
+def train(model, optimizer, source, view1, view2, run, args):
+    device = torch.device(args.device)
+    steps_per_epoch = len(source) // args.batch_size
+    total, peak = args.epochs * steps_per_epoch, args.lr * args.batch_size / 256
+    images = source.pool.images.to(device)
+    for epoch in range(run.epoch, args.epochs):
+        for x1, x2 in pairs.batches(source, epoch, args.batch_size, view1, view2, device, images):
+            lr = learning_rate(run.step, total, peak)
+            backbone_and_projector, predictor = optimizer.param_groups
+            backbone_and_projector["lr"], predictor["lr"] = lr, peak  # Sec. 4.2: the predictor should keep up
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                (z1, p1), (z2, p2) = model(x1), model(x2)
+            loss = 0.5 * negative_cosine(p1.float(), z2.float()) + 0.5 * negative_cosine(p2.float(), z1.float())
+
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            run.log(epoch, loss, lr, z1)
+        run.save(epoch + 1)
+
+
+# --------------------------------------------------------------------------------------------- main
+
+
+def main():
+    args = parse_args()
+    device = evaluate.pick_device(args.device)
+    source = pairs.load_pairs(args)
+    view1, view2 = pairs.make_views(args, source.pool.image_size)
+
+    torch.manual_seed(args.seed)  # the backbone first: equal initial weights in both arms and all methods
+    backbone, width = evaluate.build_backbone(args.backbone, source.pool.image_size, verbose=True)
+    zero_last_gamma(backbone)
+    model = SimSiam(backbone, width, args.embedding_dim, args.bottleneck_dim, args.projector_layers)
+    model = model.to(device, memory_format=torch.channels_last)
+    groups = [{"params": [*model.backbone.parameters(), *model.projector.parameters()]}, {"params": model.predictor.parameters()}]
+    optimizer = torch.optim.SGD(groups, args.lr, momentum=0.9, weight_decay=args.weight_decay)
+
+    run = evaluate.Run("simsiam", args, source, view1, view2, backbone, model, optimizer)
+    train(model, optimizer, source, view1, view2, run, args)
+    run.finish(args.data)
+
+
+if __name__ == "__main__":
+    pairs.run_cli(main)

@@ -1,0 +1,185 @@
+"""Evaluate: heads on cases worked by hand, the frozen backbone, collapse signals, the run folder."""
+
+import json
+import math
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import evaluate
+import pairs
+from pairs import UserError
+
+
+# -- backbones
+
+
+def test_resnet_has_torchvisions_keys_and_the_stem_of_its_image_size():
+    import torchvision
+
+    theirs = torchvision.models.resnet18().state_dict()
+    for size, kernel, side in ((32, 3, 32), (96, 7, 48)):
+        backbone, width = evaluate.build_backbone("resnet18", size)
+        assert width == 512 and set(backbone.state_dict()) == {k for k in theirs if not k.startswith("fc.")}
+        assert backbone.conv1.kernel_size == (kernel, kernel) and backbone.conv1(torch.zeros(1, 3, size, size)).shape[-1] == side
+        assert backbone(torch.randn(2, 3, size, size)).shape == (2, 512)
+
+
+@pytest.mark.parametrize("name", ["convnet", "mobilenet_v3_small", "densenet121", "shufflenet_v2_x0_5"])
+def test_any_backbone_gives_features_of_the_width_it_says(name):
+    backbone, width = evaluate.build_backbone(name, 64)
+    assert backbone.eval()(torch.randn(2, 3, 64, 64)).shape == (2, width)
+
+
+def test_unknown_backbones_are_named():
+    for name in ("resnet19", "squeezenet1_0"):
+        with pytest.raises(UserError, match=name):
+            evaluate.build_backbone(name, 32)
+
+
+def test_features_leave_the_backbone_alone_and_do_not_depend_on_the_batch():
+    images = torch.randint(0, 256, (10, 3, 16, 16), dtype=torch.uint8)
+    backbone, _ = evaluate.build_backbone("convnet", 16)
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    x = evaluate.features(backbone, images)
+    assert backbone.training and all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
+    assert torch.allclose(x, evaluate.features(backbone, images, batch_size=3), atol=1e-6)
+
+    class Leaky(nn.Module):  # moves although it is in eval mode
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            self.weight += 1
+            return x.flatten(1)
+
+    with pytest.raises(AssertionError, match="moved"):
+        evaluate.features(Leaky(), images)
+
+
+# -- heads
+
+
+def test_knn_by_hand():
+    """Three neighbours: two of class 1 at similarity 0 outvote one of class 0 at 0.1 T, but not one at T."""
+    train_y, temperature = torch.tensor([0, 1, 1, 0]), 0.5
+    for s, expected in ((0.05, 1), (0.5, 0)):  # exp(0.05 / 0.5) = 1.1 < 2 = e^0 + e^0; exp(1) = 2.7 > 2
+        train_x = torch.tensor([[s, math.sqrt(1 - s * s), 0], [0, 1, 0], [0, 0, 1], [-1, 0, 0]])
+        test_x = torch.tensor([[7.0, 0, 0]])
+        assert evaluate.knn(train_x, train_y, test_x, torch.tensor([expected]), k=3, temperature=temperature) == 1
+        assert evaluate.knn(train_x, train_y, test_x, torch.tensor([1 - expected]), k=3, temperature=temperature) == 0
+
+
+def test_knn_equals_loops():
+    torch.manual_seed(0)
+    train_x, test_x, train_y, test_y = torch.randn(50, 5), torch.randn(20, 5), torch.randint(4, (50,)), torch.randint(4, (20,))
+    hits = 0
+    for x, y in zip(test_x, test_y):
+        s = sorted(((F.cosine_similarity(x, t, dim=0).item(), int(c)) for t, c in zip(train_x, train_y)), reverse=True)[:7]
+        votes = [sum(math.exp(v / 0.1) for v, c in s if c == label) for label in range(4)]
+        hits += votes.index(max(votes)) == y
+    assert evaluate.knn(train_x, train_y, test_x, test_y, k=7, temperature=0.1) == hits / 20
+
+
+def test_logistic_regression_is_at_the_minimum_of_its_objective():
+    torch.manual_seed(0)
+    x, y, l2 = torch.randn(200, 6, dtype=torch.float64), torch.randint(3, (200,)), 0.03
+    w = evaluate.logistic_regression(x, y, 3, l2).requires_grad_()
+    objective = F.cross_entropy(x @ w[:-1] + w[-1], y) + l2 / 2 * w[:-1].square().sum()
+    (gradient,) = torch.autograd.grad(objective, w)
+    assert gradient.abs().max() < 1e-4
+
+
+def test_logistic_regression_equals_scikit_learn():
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    torch.manual_seed(0)
+    x, y, l2 = torch.randn(300, 8), torch.randint(4, (300,)), 0.01
+    theirs = linear_model.LogisticRegression(C=1 / (300 * l2), tol=1e-8, max_iter=1000).fit(x.numpy(), y.numpy())
+    w = evaluate.logistic_regression(x, y, 4, l2)
+    ours = F.softmax(x @ w[:-1] + w[-1], 1)
+    assert torch.allclose(ours.double(), torch.from_numpy(theirs.predict_proba(x.numpy())).double(), atol=1e-3)
+
+
+def test_probe_chooses_its_strength_on_training_images_alone():
+    torch.manual_seed(0)
+    centres = torch.randn(5, 20)
+    train_y, test_y = torch.arange(100) % 5, torch.arange(200) % 5
+    train_x, test_x = centres[train_y] + 0.8 * torch.randn(100, 20), centres[test_y] + 0.8 * torch.randn(200, 20)
+    a = evaluate.linear_probe(train_x, train_y, test_x, test_y, 5)
+    b = evaluate.linear_probe(train_x, train_y, torch.randn_like(test_x), test_y, 5)
+    assert a["accuracy"] > 0.9 and b["accuracy"] < 0.4
+    assert a["l2"] == b["l2"] and a["validation"] == b["validation"] and set(a["validation"]) == set(evaluate.L2_GRID)
+    assert a["validation"][a["l2"]] == max(a["validation"].values())
+
+
+# -- collapse signals
+
+
+def test_collapse_signals_of_known_cases():
+    torch.manual_seed(0)
+    std, rank = evaluate.collapse_signals(torch.ones(64, 16))
+    assert std == pytest.approx(0, abs=1e-6) and rank == pytest.approx(1, abs=1e-3)
+    std, rank = evaluate.collapse_signals(torch.randn(4096, 16))
+    assert std == pytest.approx(1, abs=0.02) and rank == pytest.approx(16, abs=0.2)
+    line = torch.randn(64, 1) * torch.ones(1, 16)  # spread, but along one direction
+    assert evaluate.collapse_signals(line)[1] == pytest.approx(1, abs=1e-3)
+    corners = torch.eye(8).repeat(4, 1)
+    assert evaluate.collapse_signals(corners)[1] == pytest.approx(8, abs=1e-3)
+
+
+# -- run folder
+
+
+def make_run(tmp_path, **options):
+    import simclr
+
+    argv = [f"--{k.replace('_', '-')}={v}" for k, v in ({"out": tmp_path / "run", "epochs": 2, "batch_size": 4} | options).items()]
+    args = simclr.parse_args(argv + ["--device=cpu"])
+    pool = pairs.ImageSet("t", torch.zeros(8, 3, 16, 16, dtype=torch.uint8), torch.zeros(8, dtype=torch.long), ["a"])
+    backbone, _ = evaluate.build_backbone("convnet", 16)
+    optimizer = torch.optim.SGD(backbone.parameters(), 0.1)
+    view = pairs.Augmentation()
+    return evaluate.Run("simclr", args, pairs.make_pairs("augmented", pool, 0), view, view, backbone, backbone, optimizer)
+
+
+def test_a_run_folder_is_never_overwritten(tmp_path):
+    make_run(tmp_path)
+    kept = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    with pytest.raises(UserError, match="--resume goes on"):
+        make_run(tmp_path)
+    assert kept == {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path):
+    run = make_run(tmp_path)
+    kept = (run.folder / "checkpoint.pt").read_bytes()
+    run.log(0, torch.tensor(1.0), 0.1, torch.randn(4, 8))
+    with pytest.raises(UserError, match="the loss is nan at step 2"):
+        run.log(0, torch.tensor(float("nan")), 0.1, torch.randn(4, 8))
+    next(run.model.parameters()).data.fill_(float("inf"))
+    with pytest.raises(UserError, match="not finite"):
+        run.save(1)
+    assert (run.folder / "checkpoint.pt").read_bytes() == kept
+
+
+def test_a_collapsing_run_warns_once_in_plain_words(tmp_path, capsys):
+    run = make_run(tmp_path)
+    for _ in range(4):
+        run.log(run.step // 2, torch.tensor(1.0), 0.1, torch.ones(4, 8))
+    assert capsys.readouterr().out.count("warning: the embeddings are collapsing") == 1
+    lines = [json.loads(line) for line in open(run.folder / "log.jsonl")]
+    assert [line["step"] for line in lines] == [2, 4] and lines[0]["loss"] == 1.0
+    assert list(lines[0]) == ["epoch", "step", "loss", "lr", "images_per_second", "embedding_std", "effective_rank"]
+
+
+def test_mistakes_are_named(tmp_path):
+    with pytest.raises(UserError, match="not a run folder"):
+        evaluate.read_config(tmp_path)
+    with pytest.raises(UserError, match="--batch-size 64 is more than the 8 pairs"):
+        make_run(tmp_path, batch_size=64)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="--device nonsense"):
+        evaluate.pick_device("nonsense")

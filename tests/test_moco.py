@@ -1,0 +1,114 @@
+"""MoCo: the loss against loops, the queue, the key encoder, and that batch statistics do not leak."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn as nn
+
+import moco
+import pairs
+
+
+def encoder():
+    """A backbone with BatchNorm, so that what is in the batch matters."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def make(queue_size=24, splits=2):
+    return moco.MoCo(encoder(), 8, 16, 4, queue_size, splits)
+
+
+def loops(q, k, queue, temperature):
+    """Eq. 1 of the paper, a query at a time."""
+    unit = lambda v: v / v.norm()
+    total = 0
+    for a, b in zip(q, k):
+        scores = [unit(a) @ unit(v) / temperature for v in [b, *queue]]
+        total = total - torch.log(torch.exp(scores[0]) / sum(torch.exp(s) for s in scores))
+    return total / len(q)
+
+
+def test_loss_and_gradient_equal_loops_and_keys_get_no_gradient():
+    torch.manual_seed(0)
+    q, k, queue = (torch.randn(n, 6, dtype=torch.float64, requires_grad=True) for n in (5, 5, 9))
+    ours, naive = moco.info_nce(q, k, queue, 0.2), loops(q, k.detach(), queue.detach(), 0.2)
+    assert torch.allclose(ours, naive, rtol=0, atol=1e-10)
+    (expected,) = torch.autograd.grad(naive, q)
+    ours.backward()
+    assert torch.allclose(q.grad, expected, rtol=0, atol=1e-10)
+    assert k.grad is None and queue.grad is None
+
+
+def test_closed_form():
+    ones = torch.ones(3, 4, dtype=torch.float64)
+    assert moco.info_nce(ones, ones, torch.ones(7, 4, dtype=torch.float64), 0.1).item() == pytest.approx(math.log(8))
+
+
+def test_queue_takes_turns_and_wraps_round():
+    model = make(queue_size=6)
+    batches = [torch.full((2, 4), float(i)) * torch.tensor([1.0, -1, 1, 1]) for i in (1, 2, 3)]
+    batches += [torch.eye(4)[:2]]
+    for k in batches:
+        model.enqueue(k)
+    assert model.pointer.item() == 2
+    assert torch.allclose(model.queue[:2], torch.eye(4)[:2])  # the fourth batch replaced the first
+    assert torch.allclose(model.queue[2:].norm(dim=1), torch.ones(4))
+    assert {"queue", "pointer"} <= set(model.state_dict())
+
+
+def test_key_encoder_after_three_steps_by_hand():
+    model = make()
+    slow = [p.clone() for p in model.key_encoder.parameters()]
+    for step in range(3):
+        for p in [*model.backbone.parameters(), *model.projector.parameters()]:
+            p.data += 0.1 * (step + 1)
+        fast = [p.clone() for p in [*model.backbone.parameters(), *model.projector.parameters()]]
+        slow = [0.9 * a + 0.1 * b for a, b in zip(slow, fast)]
+        model.update_key_encoder(0.9)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(slow, model.key_encoder.parameters()))
+    assert not any(p.requires_grad for p in model.key_encoder.parameters())
+
+
+def test_shuffling_separates_the_statistics_of_a_query_from_those_of_its_key():
+    """Equal images and equal weights: without shuffling a key is its query; with it, statistics differ."""
+    model, x = make(splits=2), torch.randn(16, 3, 8, 8) * torch.linspace(0.1, 3, 16)[:, None, None, None]
+    q = model(x)
+    assert torch.allclose(torch.cat([model.key_encoder(part) for part in x.chunk(2)]), q, atol=1e-6)
+    torch.manual_seed(1)
+    k = model.keys(x)
+    assert (k - q).abs().max() > 1e-2
+    # and the keys are back in the order of their images
+    model.eval()
+    assert torch.allclose(model.keys(x), model.key_encoder(x), atol=1e-6)
+
+
+def test_each_part_has_statistics_of_its_own():
+    model = make(splits=2)
+    x = torch.randn(8, 3, 8, 8)
+    one_part, changed = copy.deepcopy(model), torch.cat([x[:4], 100 + x[4:]])
+    one_part.bn_splits = 1
+    expected = one_part(x[:4])
+    assert torch.allclose(model(changed)[:4], expected, atol=1e-5)  # the other part does not matter
+    assert not torch.allclose(one_part(changed)[:4], expected, atol=1e-2)  # without parts it does
+
+
+def test_logits_come_before_the_queue(monkeypatch):
+    """The keys of a step must not be among its negatives: the queue that the loss sees is the old one."""
+    pool = pairs.ImageSet("t", torch.randint(0, 256, (8, 3, 8, 8), dtype=torch.uint8), torch.zeros(8, dtype=torch.long), ["a"])
+    model, seen = make(queue_size=8), []
+    before = model.queue.clone()
+    monkeypatch.setattr(moco, "info_nce", lambda q, k, queue, t, f=moco.info_nce: (seen.append((k.clone(), queue.clone())), f(q, k, queue, t))[1])
+
+    class Run:
+        epoch = step = 0
+        log = save = lambda self, *a: None
+
+    args = moco.parse_args(["--epochs", "1", "--batch-size", "4"])
+    view = pairs.Augmentation()
+    moco.train(model, torch.optim.SGD(model.backbone.parameters(), 0.1), pairs.make_pairs("augmented", pool, 0), view, view, Run(), args)
+    (k1, queue1), (_, queue2) = seen
+    assert torch.equal(queue1, before)
+    assert torch.allclose(queue2[:4], torch.nn.functional.normalize(k1, dim=1)) and torch.equal(queue2[4:], before[4:])

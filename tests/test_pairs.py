@@ -1,0 +1,242 @@
+"""Pairs: the scenes, folders, partners, lists, and the augmentation against torchvision."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.v2 as T
+import torchvision.transforms.v2.functional as TF
+from PIL import Image
+
+import pairs
+from pairs import UserError
+
+
+def photos(n=6, size=24, seed=0):
+    return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def pool(labels, size=8):
+    labels = torch.tensor(labels)
+    return pairs.ImageSet("pool", photos(len(labels), size), labels, [f"c{i}" for i in range(int(labels.max()) + 1)])
+
+
+# -- scenes
+
+
+def test_scenes_are_a_function_of_the_seed_and_categories_are_not_shared():
+    a, b, other = pairs.scenes(seed=3), pairs.scenes(seed=3), pairs.scenes(seed=4)
+    assert torch.equal(a.images, b.images) and not torch.equal(a.images, other.images)
+    assert a.images.shape == (4096, 3, 32, 32) and torch.equal(torch.bincount(a.labels), torch.full((256,), 16))
+    seen = pairs.sample_shapes(256, pairs.stream("shapes", "seen", 3))[0]
+    held = pairs.sample_shapes(20, pairs.stream("shapes", "held-out", 3))[0]
+    assert (seen[:, None] - held[None]).abs().sum(2).min() > 0.05  # no held-out shape is a seen one
+
+
+def test_scene_details_describe_the_image():
+    images, factors, masks, boxes = pairs.scenes("test", image_size=64, seed=0, held_out=True, details=True)
+    assert masks.shape == (len(images), 64, 64) and all(len(v) == len(images) for v in factors.values())
+    for i in range(20):
+        rows, columns = np.nonzero(masks[i].numpy())
+        assert boxes[i].tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        inside = images.images[i][:, masks[i]].float().mean(1)
+        outside = images.images[i][:, ~masks[i]].float().mean(1)
+        assert (inside > outside).all()  # the object is the brighter part
+    # the object covers the area of a disc of its scale, except where the image cuts it off
+    whole = (boxes[:, :2] > 0).all(1) & (boxes[:, 2:] < 64).all(1)
+    share = masks[whole].float().mean((1, 2)) / (math.pi * factors["scale"][whole] ** 2)
+    assert whole.sum() > 100 and (share - 1).abs().max() < 0.1
+
+
+def test_a_factor_changes_only_what_it_names():
+    shapes = pairs.sample_shapes(4, pairs.stream(0))
+    factors = pairs.sample_factors(torch.arange(4), pairs.stream(1))
+    image, mask, _ = pairs.render_scenes(factors, shapes, 32, pairs.stream(2))
+    recoloured, same_mask, _ = pairs.render_scenes(factors | {"object_color": torch.zeros(4, 3)}, shapes, 32, pairs.stream(2))
+    far = torch.nn.functional.max_pool2d(mask[:, None].float(), 5, 1, 2) == 0
+    assert torch.equal(mask, same_mask)
+    assert torch.equal(image[far.expand_as(image)], recoloured[far.expand_as(image)]) and not torch.equal(image, recoloured)
+
+
+# -- folders
+
+
+def write_folder(root, split="", classes=("cat", "dog"), each=5, size=(20, 16)):
+    for c, name in enumerate(classes):
+        (root / split / name).mkdir(parents=True)
+        for i in range(each):
+            Image.new("RGB", size, (100 * c, 10 * i, 50)).save(root / split / name / f"{i}.png")
+
+
+def test_folder_with_splits_and_without(tmp_path):
+    write_folder(tmp_path / "a", "train")
+    write_folder(tmp_path / "a", "test", each=2)
+    train, test = (pairs.load_images(str(tmp_path / "a"), s) for s in ("train", "test"))
+    assert len(train) == 10 and len(test) == 4 and train.classes == ["cat", "dog"] and train.image_size == 16
+    assert train.labels.tolist()[:4] == [0, 1, 0, 1]  # in turns, so a prefix is balanced
+    assert train.images[1, :, 0, 0].tolist() == [100, 0, 50]
+    assert pairs.load_images(str(tmp_path / "a"), limit=4).labels.tolist() == [0, 1, 0, 1]
+    assert pairs.load_images(str(tmp_path / "a"), image_size=32).images.shape == (10, 3, 32, 32)
+
+    write_folder(tmp_path / "b")
+    train, test = (pairs.load_images(str(tmp_path / "b"), s) for s in ("train", "test"))
+    assert len(train) == 8 and len(test) == 2
+    assert not {tuple(v.flatten().tolist()) for v in train.images} & {tuple(v.flatten().tolist()) for v in test.images}
+
+
+def test_mistakes_in_folders_are_named(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        pairs.load_images(str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="no images in class folders"):
+        pairs.load_images(str(tmp_path))
+    write_folder(tmp_path, "train")
+    with pytest.raises(UserError, match="neither test/ nor val/"):
+        pairs.load_images(str(tmp_path))
+    write_folder(tmp_path, "val")
+    (tmp_path / "train" / "cat" / "3.png").write_bytes(b"not an image")
+    with pytest.raises(UserError, match="cannot read the image .*3.png"):
+        pairs.load_images(str(tmp_path))
+    (tmp_path / "cifar").mkdir()
+    with pytest.raises(UserError, match="--download"):
+        pairs.load_images("cifar10", root=str(tmp_path / "cifar"))
+
+
+# -- pairs
+
+
+def test_partners_share_the_class_and_are_uniform_over_the_others():
+    labels = torch.tensor([0, 1, 0, 2, 1, 0, 2, 0])
+    counts, draws = torch.zeros(8, 8), 6000
+    generator = pairs.stream("chi")
+    for _ in range(draws):
+        counts[torch.arange(8), pairs.semantic_partners(labels, generator)] += 1
+    allowed = (labels[:, None] == labels[None]) & ~torch.eye(8, dtype=torch.bool)
+    assert counts[~allowed].sum() == 0
+    expected = draws / allowed.sum(1, keepdim=True)
+    chi2 = torch.where(allowed, (counts - expected) ** 2 / expected, 0.0).sum(1)
+    # class 0 has 3 partners to choose from: chi-square with 2 degrees of freedom, 99.99 % point 18.4
+    assert (chi2[labels == 0] < 18.4).all() and (chi2[labels != 0] == 0).all()
+
+
+def test_arms_are_matched():
+    data = pool([0, 1, 0, 1, 0, 1])
+    augmented, semantic = (pairs.make_pairs(kind, data, seed=5) for kind in ("augmented", "semantic"))
+    for epoch in (0, 1):
+        (a1, p1), (a2, p2) = augmented.epoch(epoch), semantic.epoch(epoch)
+        assert torch.equal(a1, a2) and torch.equal(p1, a1) and (p2 != a2).all()
+        assert sorted(a1.tolist()) == list(range(6))
+    assert not torch.equal(augmented.epoch(0)[0], augmented.epoch(1)[0])
+    view = pairs.Augmentation()
+    for (x1, x2), (y1, y2) in zip(*(pairs.batches(p, 0, 3, view, view, "cpu") for p in (augmented, semantic))):
+        assert torch.equal(x1, y1) and not torch.equal(x2, y2)  # the anchors' views are equal to the last bit
+
+
+def test_a_class_with_one_image_is_an_error_that_names_it():
+    with pytest.raises(UserError, match="c1"):
+        pairs.make_pairs("semantic", pool([0, 0, 1, 2, 2]), 0)
+    assert len(pairs.make_pairs("augmented", pool([0, 0, 1, 2, 2]), 0)) == 5
+
+
+def test_curated_list_and_its_matched_baseline(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "list.csv").write_text("image_a,image_b,category\ncat/0.png,cat/1.png,cat\ndog/2.png,dog/0.png,dog\ncat/0.png,cat/3.png,cat\n")
+    curated, baseline = (pairs.read_pair_list(tmp_path / "list.csv", arm=arm) for arm in ("semantic", "augmented"))
+    assert len(curated) == len(baseline) == 3 and torch.equal(curated.pool.images, baseline.pool.images)
+    (a1, p1), (a2, p2) = curated.epoch(0), baseline.epoch(0)
+    assert torch.equal(a1, a2) and torch.equal(p2, a2)
+    rows = {(*curated.pool.images[a, :2, 0, 0].tolist(), *curated.pool.images[p, :2, 0, 0].tolist()) for a, p in zip(a1, p1)}
+    assert rows == {(0, 0, 0, 10), (100, 20, 100, 0), (0, 0, 0, 30)}
+    (tmp_path / "elsewhere").mkdir()
+    moved = tmp_path / "elsewhere" / "list.csv"
+    moved.write_text((tmp_path / "list.csv").read_text())
+    assert len(pairs.read_pair_list(moved, folder=tmp_path)) == 3
+    with pytest.raises(UserError, match="line 2, image_a"):
+        pairs.read_pair_list(moved)
+    moved.write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="image_a,image_b"):
+        pairs.read_pair_list(moved)
+
+
+# -- augmentation: each operation against torchvision's, then the distribution of the whole
+
+
+def test_crops_equal_torchvisions_resize():
+    images = photos(5)
+    x = images.permute(0, 2, 1, 3).reshape(5, 24, 72).float() / 255
+    for top, left, h, w in ((0, 0, 24, 24), (3, 7, 11, 9), (20, 0, 4, 24)):
+        rows, columns = (pairs.resize_matrix(torch.full((5, 1, 1), float(s)), torch.full((5, 1, 1), float(n)), 24) for s, n in ((top, h), (left, w)))
+        ours = (torch.bmm(rows, x).view(5, 72, 24) @ columns.transpose(1, 2)).view(5, 24, 3, 24).permute(0, 2, 1, 3)
+        theirs = TF.resized_crop(images.float() / 255, top, left, h, w, [24, 24], antialias=True)
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [-0.5, -0.2, 0.05, 0.3])
+def test_hue_equals_torchvisions(shift):
+    x = photos().float() / 255
+    x[0] = 0.5  # gray has no hue
+    assert torch.allclose(pairs.shift_hue(x, torch.full((6, 1, 1, 1), shift)), TF.adjust_hue(x, shift), atol=1e-5)
+
+
+@pytest.mark.parametrize("which, function", list(enumerate([TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation])))
+def test_jitter_with_one_operation_equals_torchvisions(which, function):
+    x, strengths = photos().float() / 255, [0.0, 0.0, 0.0, 0.0]
+    strengths[which] = 0.7
+    ours = pairs.color_jitter(x, strengths, pairs.stream("jitter"))
+    factors = [pairs.uniform(1 - s, 1 + s, 6, g) for g in [pairs.stream("jitter")] for s in strengths[:3]][which]
+    theirs = torch.stack([function(image, f.item()) for image, f in zip(x, factors)])
+    assert torch.allclose(ours, theirs, atol=1e-5) and factors.std() > 0.1
+
+
+def test_blur_and_solarize_equal_torchvisions():
+    x = photos(4, 60).float() / 255
+    blurred, sigma = pairs.gaussian_blur(x, (0.1, 2.0), pairs.stream("blur")), pairs.uniform(0.1, 2.0, (4, 1), pairs.stream("blur"))
+    for ours, image, s in zip(blurred, x, sigma[:, 0].tolist()):
+        assert torch.allclose(ours, TF.gaussian_blur(image, [7, 7], [s, s]), atol=1e-5)
+    assert torch.allclose(pairs.solarize(x), TF.solarize(x, 0.5))
+    assert torch.allclose(pairs.grayscale(x), TF.rgb_to_grayscale(x, 3), atol=1e-3)
+
+
+def test_distribution_equals_torchvisions_per_sample_transforms():
+    """Means, deviations and correlations of what comes out, over 4,000 views of one image from each side."""
+    view = pairs.Augmentation(crop=(0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), p_gray=0.2, p_blur=0.5, p_solarize=0.2)
+    theirs = T.Compose([
+        T.ToDtype(torch.float32, scale=True), T.RandomResizedCrop(24, (0.2, 1.0), antialias=True), T.RandomHorizontalFlip(),
+        T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8), T.RandomGrayscale(0.2),
+        T.RandomApply([T.GaussianBlur(3, (0.1, 2.0))], 0.5), T.RandomSolarize(0.5, 0.2),
+        T.Normalize(pairs.IMAGENET_MEAN, pairs.IMAGENET_STD)])
+    image, n = pairs.scenes("test", 24, held_out=True).images[7], 4000
+    torch.manual_seed(0)
+    a = pairs.augment(image.expand(n, -1, -1, -1), view, pairs.stream("moments"))
+    b = torch.stack([theirs(image) for _ in range(n)])
+
+    def statistics(x):  # (n, 12): what differs when a transform is missing, twice there or out of order
+        gray, left, top = x.mean(1), x[..., :12].mean((1, 2, 3)), x[:, :, :12].mean((1, 2, 3))
+        rough = (gray[:, 1:] - gray[:, :-1]).abs().mean((1, 2))
+        return torch.stack([*x.mean((2, 3)).T, *x.std((2, 3)).T, x.std(1).mean((1, 2)), rough, left - top,
+                            gray.amax((1, 2)), gray.amin((1, 2)), x.mean((1, 2, 3)) ** 2], 1)
+
+    fa, fb = statistics(a), statistics(b)
+    error = torch.sqrt(fa.var(0) / n + fb.var(0) / n)
+    assert ((fa.mean(0) - fb.mean(0)).abs() / error).max() < 4.5
+    assert (fa.std(0) / fb.std(0) - 1).abs().max() < 0.1
+    assert (torch.corrcoef(fa.T) - torch.corrcoef(fb.T)).abs().max() < 0.1
+
+
+def test_every_image_of_a_batch_has_parameters_of_its_own():
+    image = pairs.scenes("test", held_out=True).images[3]
+    for on in ("crop", "flip", "jitter", "gray", "blur", "solarize"):
+        view = pairs.Augmentation(p_blur=0.5, p_solarize=0.5).without({"crop", "flip", "jitter", "gray", "blur", "solarize"} - {on})
+        x = pairs.augment(image.expand(32, -1, -1, -1), view, pairs.stream("own"))
+        assert len({v.numpy().tobytes() for v in x}) > (8 if on in ("crop", "jitter", "blur") else 1), on
+    nothing = pairs.Augmentation(p_blur=0.5, p_solarize=0.5).without(["crop", "flip", "jitter", "gray", "blur", "solarize"])
+    assert torch.allclose(pairs.augment(image[None], nothing, pairs.stream()), pairs.normalize(image[None]), atol=1e-5)
+    with pytest.raises(UserError, match="sharpen"):
+        nothing.without(["sharpen"])
+
+
+def test_blur_is_off_below_64_pixels_unless_asked_for():
+    import simclr
+
+    for argv, size, expected in (([], 32, 0), ([], 64, 0.5), (["--blur", "0.3", "0"], 32, 0.3), (["--without", "blur"], 96, 0)):
+        assert pairs.make_views(simclr.parse_args(argv), size)[0].p_blur == expected

@@ -1,0 +1,61 @@
+"""SimCLR: the loss against the paper's Algorithm 1 in loops, closed forms, the schedule."""
+
+import math
+
+import pytest
+import torch
+
+import simclr
+
+
+def algorithm_1(z1, z2, temperature):
+    """NT-Xent as the paper's Algorithm 1 writes it: interleaved rows, loops, no masking tricks."""
+    z = [row for both in zip(z1, z2) for row in both]
+    s = [[(a @ b) / (a.norm() * b.norm()) for b in z] for a in z]
+
+    def ell(i, j):
+        return -torch.log(torch.exp(s[i][j] / temperature) / sum(torch.exp(s[i][k] / temperature) for k in range(len(z)) if k != i))
+
+    return sum(ell(2 * k, 2 * k + 1) + ell(2 * k + 1, 2 * k) for k in range(len(z1))) / len(z)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
+def test_loss_and_gradient_equal_algorithm_1(temperature):
+    torch.manual_seed(0)
+    z1, z2 = (torch.randn(5, 7, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    ours, naive = simclr.nt_xent(z1, z2, temperature), algorithm_1(z1, z2, temperature)
+    assert torch.allclose(ours, naive, rtol=0, atol=1e-10)
+    for a, b in zip(torch.autograd.grad(ours, [z1, z2]), torch.autograd.grad(naive, [z1, z2])):
+        assert torch.allclose(a, b, rtol=0, atol=1e-10)
+
+
+def test_closed_forms():
+    n, t = 6, 0.3
+    same = torch.ones(n, 4, dtype=torch.float64)
+    assert simclr.nt_xent(same, same, t).item() == pytest.approx(math.log(2 * n - 1))
+    # orthogonal pairs, equal within the pair: the positive has similarity 1, all negatives 0
+    eye = torch.eye(n, dtype=torch.float64)
+    expected = -math.log(math.exp(1 / t) / (math.exp(1 / t) + 2 * n - 2))
+    assert simclr.nt_xent(eye, 5 * eye, t).item() == pytest.approx(expected)
+
+
+def test_symmetric_in_the_views_and_in_the_batch():
+    torch.manual_seed(0)
+    z1, z2 = torch.randn(2, 6, 5, dtype=torch.float64)
+    loss, order = simclr.nt_xent(z1, z2, 0.2), torch.randperm(6)
+    assert torch.allclose(loss, simclr.nt_xent(z2, z1, 0.2))
+    assert torch.allclose(loss, simclr.nt_xent(z1[order], z2[order], 0.2))
+    assert not torch.allclose(loss, simclr.nt_xent(z1, z2[order], 0.2))  # the pairing matters
+
+
+def test_learning_rate_warms_up_and_ends_at_zero():
+    lr = [simclr.learning_rate(step, 100, 2.0, 10) for step in range(101)]
+    assert lr[0] == pytest.approx(0.2) and lr[9] == pytest.approx(2.0) and lr[10] == pytest.approx(2.0)
+    assert lr[55] == pytest.approx(1.0) and lr[100] == pytest.approx(0.0)
+    assert lr[10:] == sorted(lr[10:], reverse=True)
+
+
+def test_head_ends_in_batchnorm():
+    model = simclr.SimCLR(torch.nn.Flatten(), 12, 8, 4)
+    z = model(torch.randn(64, 3, 2, 2))
+    assert z.mean(0).abs().max() < 1e-5 and (z.std(0, unbiased=False) - 1).abs().max() < 1e-2
