@@ -665,16 +665,19 @@ def save_picture(path, source, view1, view2, columns=10):
     counts = torch.bincount(source.pool.labels)
     kinds = ["augmented"] + [semantic] * (semantic == "list" or bool((counts != 1).all()))
     columns = min(columns, len(source))
-    figure, axes = plt.subplots(4 * len(kinds), columns, figsize=(columns, 4.3 * len(kinds)), squeeze=False, layout="constrained")
+    captions = {"augmented": "augmented pairs: two views of one image", "semantic": "semantic pairs: two images of one category",
+                "list": "pairs of the curated list"}
+    figure = plt.figure(figsize=(columns, 4.4 * len(kinds)), layout="constrained")
     mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    for block, kind in enumerate(kinds):
+    for block, kind in zip(figure.subfigures(len(kinds), 1, squeeze=False)[:, 0], kinds):
+        block.suptitle(captions[kind], fontsize=11)
         anchor, partner = (index[:columns] for index in replace(source, kind=kind).epoch(0))
         generator = stream("picture", source.seed)
         a, b = source.pool.images[anchor], source.pool.images[partner]
         x1, x2 = (augment(images, view, generator) * std + mean for images, view in ((a, view1), (b, view2)))
-        titles = [f"{kind}\nanchor", "partner", "view 1", "view 2"]
-        for title, images, row in zip(titles, (a / 255, b / 255, x1, x2), axes[4 * block :]):
-            row[0].set_ylabel(title, fontsize=8)
+        axes = block.subplots(4, columns, squeeze=False)
+        for title, images, row in zip(("anchor", "partner", "view 1", "view 2"), (a / 255, b / 255, x1, x2), axes):
+            row[0].set_ylabel(title, fontsize=9)
             for image, axis in zip(images, row):
                 axis.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
                 axis.set_xticks([]), axis.set_yticks([])
