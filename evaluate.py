@@ -59,19 +59,24 @@ def build_backbone(name, image_size, verbose=False):
 
     name: "convnet" or any classification model of torchvision, whose key names its state_dict keeps. ResNets
     get the CIFAR stem up to 64 px: 3x3 convolution of stride 1 and no max-pooling (SimCLR, App. B.9), because
-    the ImageNet stem leaves a 32 px image one pixel. Raises UserError for names torchvision does not have.
+    the ImageNet stem leaves a 32 px image one pixel. Raises UserError for names torchvision does not have and
+    for images that the architecture cannot take.
     """
     if name == "convnet":
         return ConvNet(), 256
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise UserError(f"--backbone {name}: choose convnet, resnet18, resnet50 or another classification model of torchvision")
-    sized = {"image_size": image_size} if name.startswith("vit") else {}
-    model = torchvision.models.get_model(name, weights=None, **sized)
+    options = {"image_size": image_size} if name.startswith("vit") else {}
+    if name in ("googlenet", "inception_v3"):
+        options = {"aux_logits": False, "init_weights": True}
+    try:
+        model = torchvision.models.get_model(name, weights=None, **options)
+    except AssertionError as error:
+        raise UserError(f"--backbone {name} with images of {image_size} px: {error}") from None
     linears = [key for key, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linears:
         raise UserError(f"--backbone {name}: it has no linear classifier to take off; choose another")
     parent, _, key = linears[-1].rpartition(".")  # torchvision's classifiers are last
-    width = model.get_submodule(linears[-1]).in_features
     setattr(model.get_submodule(parent), key, nn.Identity())
     if isinstance(model, torchvision.models.ResNet):
         small = image_size <= 64
@@ -81,7 +86,12 @@ def build_backbone(name, image_size, verbose=False):
         if verbose:
             stem = "CIFAR stem (3x3, stride 1, no max-pooling)" if small else "ImageNet stem (7x7, stride 2, max-pooling)"
             print(f"{name} with the {stem}, because images have {image_size} px")
-    return model, width
+    try:
+        with torch.no_grad():
+            width = model.eval()(torch.zeros(1, 3, image_size, image_size)).shape[1]
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(f"--backbone {name} cannot take images of {image_size} px: {str(error).splitlines()[0]}") from None
+    return model.train(), width
 
 
 def load_backbone(run):

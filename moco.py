@@ -37,9 +37,12 @@ import pairs
 
 # ------------------------------------------------------------------------------------------- CONFIG
 
-RECIPES = {  # defaults: on the embedded scenes, and on photographs (MoCo's CIFAR-10 demo)
-    "scenes": dict(backbone="convnet", epochs=40, batch_size=64, lr=0.06, weight_decay=1e-4, crop_min=0.5, jitter=[0.2, 0.2, 0.2, 0.05], temperature=0.2, queue_size=1024, bn_splits=2),
-    "photographs": dict(backbone="resnet18", epochs=200, batch_size=512, lr=0.03, weight_decay=5e-4, crop_min=0.08, jitter=[0.4, 0.4, 0.4, 0.1], temperature=0.1, queue_size=4096, bn_splits=8),
+# defaults: on the embedded scenes, and on photographs (MoCo's CIFAR-10 demo)
+RECIPES = {
+    "scenes": dict(backbone="convnet", epochs=40, batch_size=64, lr=0.06, weight_decay=1e-4,
+                   crop_min=0.5, jitter=[0.2, 0.2, 0.2, 0.05], temperature=0.2, queue_size=1024, bn_splits=2),
+    "photographs": dict(backbone="resnet18", epochs=200, batch_size=512, lr=0.03, weight_decay=5e-4,
+                        crop_min=0.08, jitter=[0.4, 0.4, 0.4, 0.1], temperature=0.1, queue_size=4096, bn_splits=8),
 }
 
 

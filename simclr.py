@@ -30,9 +30,12 @@ import pairs
 
 # ------------------------------------------------------------------------------------------- CONFIG
 
-RECIPES = {  # defaults: on the embedded scenes, and on photographs (SimCLR App. B.9: CIFAR-10)
-    "scenes": dict(backbone="convnet", epochs=20, batch_size=128, lr=0.06, weight_decay=5e-4, crop_min=0.5, jitter=[0.2, 0.2, 0.2, 0.05], temperature=0.2, warmup_epochs=0),
-    "photographs": dict(backbone="resnet18", epochs=200, batch_size=512, lr=0.12, weight_decay=5e-4, crop_min=0.08, jitter=[0.4, 0.4, 0.4, 0.1], temperature=0.5, warmup_epochs=10),
+# defaults: on the embedded scenes, and on photographs (SimCLR App. B.9: CIFAR-10)
+RECIPES = {
+    "scenes": dict(backbone="convnet", epochs=20, batch_size=128, lr=0.06, weight_decay=5e-4,
+                   crop_min=0.5, jitter=[0.2, 0.2, 0.2, 0.05], temperature=0.2, warmup_epochs=0),
+    "photographs": dict(backbone="resnet18", epochs=200, batch_size=512, lr=0.12, weight_decay=5e-4,
+                        crop_min=0.08, jitter=[0.4, 0.4, 0.4, 0.1], temperature=0.5, warmup_epochs=10),
 }
 
 

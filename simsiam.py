@@ -33,9 +33,12 @@ import pairs
 
 # ------------------------------------------------------------------------------------------- CONFIG
 
-RECIPES = {  # defaults: on the embedded scenes, and on photographs (SimSiam App. D: CIFAR-10)
-    "scenes": dict(backbone="convnet", epochs=30, batch_size=64, lr=0.12, weight_decay=1e-5, crop_min=0.5, jitter=[0.2, 0.2, 0.8, 0.5], embedding_dim=512, bottleneck_dim=128),
-    "photographs": dict(backbone="resnet18", epochs=200, batch_size=512, lr=0.03, weight_decay=5e-4, crop_min=0.2, jitter=[0.4, 0.4, 0.4, 0.1], embedding_dim=2048, bottleneck_dim=512),
+# defaults: on the embedded scenes, and on photographs (SimSiam App. D: CIFAR-10)
+RECIPES = {
+    "scenes": dict(backbone="convnet", epochs=30, batch_size=64, lr=0.12, weight_decay=1e-5,
+                   crop_min=0.5, jitter=[0.2, 0.2, 0.8, 0.5], embedding_dim=512, bottleneck_dim=128),
+    "photographs": dict(backbone="resnet18", epochs=200, batch_size=512, lr=0.03, weight_decay=5e-4,
+                        crop_min=0.2, jitter=[0.4, 0.4, 0.4, 0.1], embedding_dim=2048, bottleneck_dim=512),
 }
 
 

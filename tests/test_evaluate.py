@@ -39,6 +39,12 @@ def test_unknown_backbones_are_named():
             evaluate.build_backbone(name, 32)
 
 
+def test_an_image_size_that_the_architecture_cannot_take_is_named():
+    for name in ("vit_b_16", "alexnet"):
+        with pytest.raises(UserError, match=f"{name}.* 30 px"):
+            evaluate.build_backbone(name, 30)
+
+
 def test_features_leave_the_backbone_alone_and_do_not_depend_on_the_batch():
     images = torch.randint(0, 256, (10, 3, 16, 16), dtype=torch.uint8)
     backbone, _ = evaluate.build_backbone("convnet", 16)

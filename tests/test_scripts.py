@@ -71,6 +71,16 @@ def test_every_method_runs_on_every_kind_of_pairs(method, kind, photos, tmp_path
         assert f"{r['accuracy']:.3f}" in done.stdout and f"{r['untrained']:.3f}" in done.stdout
 
 
+def test_a_list_without_data_trains_and_says_how_to_evaluate(photos, tmp_path):
+    for arm in ("semantic", "augmented"):
+        done = call("byol.py", "--pairs", photos / "list.csv", "--arm", arm, "--backbone", "convnet", *QUICK, "--out", tmp_path / arm)
+        check_run(tmp_path / arm, {"pairs_per_epoch": 40, "arm": arm, "data": None})
+        assert "--data DIR" in done.stdout and not (tmp_path / arm / "result.json").exists()
+    refused = call("evaluate.py", "knn", tmp_path / "semantic", ok=False)
+    assert refused.returncode == 2 and "--data" in refused.stderr
+    call("evaluate.py", "knn", tmp_path / "semantic", "--data", photos, "--device", "cpu")
+
+
 def test_scenes_show_the_held_out_table(tmp_path):
     done = call("simclr.py", "--pairs", "semantic", "--epochs", "1", "--limit", "1024", "--out", tmp_path / "run", "--device", "cpu")
     config, lines = check_run(tmp_path / "run", {"data": "scenes", "backbone": "convnet"})
