@@ -19,6 +19,9 @@ Deviations from the paper and its official code
   4. On scenes: a small convnet, small batches (few minutes buy more steps), crops of at least half the
      area, no blur, no solarisation, no warm-up; colour jitter weak in brightness and contrast, strong in
      saturation and hue: with the usual one, augmented pairs spent the short run on colour alone.
+
+Measured with the default options on scenes, two CPU cores, three seeds (results/scenes): linear probe on held-out
+categories 0.630 ± 0.112 with semantic pairs, 0.542 ± 0.040 with augmented pairs, 0.220 ± 0.058 untrained, chance 0.05.
 """
 
 import argparse

@@ -325,9 +325,9 @@ class Run:
                 "embedding_std": std, "effective_rank": rank}
         with open(self.folder / "log.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
-        left = (self.total - self.step) * 2 * self.batch_size / speed
+        left = int((self.total - self.step) * 2 * self.batch_size / speed)
         print(f"epoch {epoch + 1:3d}/{self.epochs}  step {self.step:5d}/{self.total}  loss {value:7.4f}  lr {lr:.4f}  "
-              f"{speed:6,.0f} images/s  std {std:.2f}  rank {rank:5.1f}  {left // 60:.0f}:{left % 60:02.0f} left", flush=True)
+              f"{speed:6,.0f} images/s  std {std:.2f}  rank {rank:5.1f}  {left // 60}:{left % 60:02d} left", flush=True)
         if (std < 0.1 or rank < 2) and not self.warned:
             self.warned = True
             print(f"warning: the embeddings are collapsing: they hardly differ between images (std {std:.3f}, healthy is "

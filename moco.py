@@ -22,6 +22,9 @@ Deviations from the papers and facebookresearch/moco
      no blur, as in the authors' CIFAR-10 demo, whose head, unlike this one, is a single layer.
   3. On scenes: a small convnet, a queue of 1024, a quarter of the images; EMA decay 0.99; small batches (few minutes buy
      more steps), crops of at least half the area, colour jitter of half strength, no blur.
+
+Measured with the default options on scenes, two CPU cores, three seeds (results/scenes): linear probe on held-out
+categories 0.896 ± 0.031 with semantic pairs, 0.537 ± 0.014 with augmented pairs, 0.220 ± 0.058 untrained, chance 0.05.
 """
 
 import argparse

@@ -15,7 +15,11 @@ Deviations from the paper and google-research/simclr
   3. Inputs are normalised with ImageNet's mean and deviation (official: [0, 1]), so that one backbone file
      convention serves all methods and torchvision's weights. Crops are bilinear (official: bicubic).
   4. The two views go through the network one after the other, so BatchNorm sees N images at a time.
-  5. On scenes: a small convnet, crops of at least half the area, colour jitter of half strength, no blur; 32 px and few minutes ask for it.
+  5. On scenes: a small convnet, crops of at least half the area, colour jitter of half strength, no blur: 32 px and
+     few minutes ask for it.
+
+Measured with the default options on scenes, two CPU cores, three seeds (results/scenes): linear probe on held-out
+categories 0.934 ± 0.024 with semantic pairs, 0.698 ± 0.069 with augmented pairs, 0.220 ± 0.058 untrained, chance 0.05.
 """
 
 import argparse

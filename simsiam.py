@@ -18,6 +18,9 @@ Deviations from the paper and facebookresearch/simsiam
   3. On scenes: a small convnet, narrower heads, small batches (few minutes buy more steps), crops of at
      least half the area, no blur; colour jitter weak in brightness and contrast, strong in saturation and
      hue: with the usual one, augmented pairs spent the short run on colour alone.
+
+Measured with the default options on scenes, two CPU cores, three seeds (results/scenes): linear probe on held-out
+categories 0.453 ± 0.351 with semantic pairs, 0.407 ± 0.002 with augmented pairs, 0.220 ± 0.058 untrained, chance 0.05.
 """
 
 import argparse
