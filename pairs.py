@@ -28,6 +28,7 @@ import time
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ def run_cli(main):
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ninterrupted; the run's last checkpoint is kept, --resume goes on from it", file=sys.stderr)
+        print("\ninterrupted; what is written is kept, and --resume goes on with a run from its last checkpoint", file=sys.stderr)
         sys.exit(130)
 
 
@@ -132,12 +133,17 @@ class Progress:
 
 @dataclass
 class ImageSet:
-    """Labelled images in memory: uint8 images (N, 3, S, S), int64 labels (N,), names of the classes."""
+    """Labelled images in memory: uint8 images (N, 3, S, S), int64 labels (N,), names of the classes.
+
+    Of a set with several classes in an image the labels are (N, classes): 1 shown, 0 not, -1 difficult, not counted.
+    metric is the one that publications use for the set: "top-1", "mean per class" or "11-point mAP".
+    """
 
     name: str
     images: torch.Tensor
     labels: torch.Tensor
     classes: list
+    metric: str = "top-1"
 
     def __len__(self):
         return len(self.labels)
@@ -168,20 +174,21 @@ def sample_shapes(n, generator):
     return c, -0.5 * torch.log(torch.exp(2 * log_r).mean(1, keepdim=True))
 
 
-def sample_factors(category, generator):
+def sample_factors(category, generator, shifted=False):
     """Draws every nuisance factor of len(category) scenes. Returns a dict of tensors, one row an image:
 
     category; x, y (object centre), scale (radius), all as fractions of the image side; rotation (rad);
     object_color (3), background_color (2 x 3) in [0, 1]; background (0 gradient, 1 stripes, 2 blotches)
     with its angle (rad), frequency (cycles per image), phase (rad) and texture (4 x 4);
     light_angle (rad), light_strength, exposure (gain); noise (standard deviation).
+    `shifted` contexts lie outside of all that: dark objects on bright, busier backgrounds, smaller, turned, noisier.
     """
     n = len(category)
     u = lambda low, high, *shape: uniform(low, high, (n, *shape), generator)
     scale = u(0.24, 0.36)
     room = 0.5 - 1.2 * scale  # keeps most of every object inside the image
     first = u(0, 0.4, 3)
-    return {
+    factors = {
         "category": category,
         "x": 0.5 + u(-1, 1) * room,
         "y": 0.5 + u(-1, 1) * room,
@@ -199,6 +206,38 @@ def sample_factors(category, generator):
         "exposure": u(0.6, 1.2),
         "noise": u(0, 0.06),
     }
+    if shifted:
+        first = u(0.6, 1, 3)
+        factors |= {"scale": u(0.2, 0.24), "rotation": u(math.pi / 12, math.pi / 4), "object_color": first - u(0.4, 0.6, 3),
+                    "background_color": torch.stack([first, first - u(0, 0.15, 3)], 1), "frequency": u(5, 8), "noise": u(0.06, 0.1)}
+    return factors
+
+
+FACTORS = {  # the nuisance factors of scenes, and the augmentation that imitates each (None: none does)
+    "position": "crop", "scale": "crop", "object color": "jitter", "illumination": "jitter",
+    "background": None, "rotation": None, "noise": None,
+}
+
+
+def redraw(factors, name, generator):
+    """The same scenes (see sample_factors) with one of FACTORS drawn again, from its distribution given all others."""
+    n, new = len(factors["category"]), sample_factors(factors["category"], generator)
+    room, old_room = 0.5 - 1.2 * new["scale"], 0.5 - 1.2 * factors["scale"]
+    if name == "position":
+        return factors | {axis: 0.5 + (new[axis] - 0.5) / room * old_room for axis in "xy"}
+    if name == "scale":  # given the place, room has a density of 1 / room^2, so that 1 / room is uniform
+        off = torch.maximum((factors["x"] - 0.5).abs(), (factors["y"] - 0.5).abs()).clamp(0.068, 0.212)
+        return factors | {"scale": (0.5 - 1 / torch.lerp(torch.tensor(1 / 0.212), 1 / off, torch.rand(n, generator=generator))) / 1.2}
+    if name == "object color":
+        return factors | {"object_color": factors["background_color"][:, 0] + new["object_color"] - new["background_color"][:, 0]}
+    if name == "background":  # colours that leave the object brighter, as it was
+        low, high = (factors["object_color"] - 0.6).clamp(min=0), (factors["object_color"] - 0.4).clamp(max=0.4)
+        first = torch.lerp(low, high, torch.rand(n, 3, generator=generator))
+        second = (first + uniform(-0.15, 0.15, (n, 3), generator)).clamp(0, 1)
+        kept = ("background", "angle", "frequency", "phase", "texture")
+        return factors | {key: new[key] for key in kept} | {"background_color": torch.stack([first, second], 1)}
+    keys = {"rotation": ["rotation"], "noise": ["noise"], "illumination": ["light_angle", "light_strength", "exposure"]}
+    return factors | {key: new[key] for key in keys[name]}
 
 
 def render_scenes(factors, shapes, size, generator):
@@ -242,12 +281,14 @@ def render_scenes(factors, shapes, size, generator):
     return torch.cat(images), masks, torch.stack(boxes, 1).float()
 
 
-def scenes(split="train", image_size=32, seed=0, held_out=False, details=False):
+def scenes(split="train", image_size=32, seed=0, held_out=False, details=False, shifted=False):
     """The embedded data set: an ImageSet and, with `details`, also (factors, masks, boxes) as `render_scenes`.
 
     `seed` is the world: its categories, its images. `split` is "train" or "test": same categories, other
-    images. `held_out` takes categories that the train split of the same world does not contain.
+    images. `held_out` takes categories that the train split of the same world does not contain; `shifted`
+    shows those in contexts that it does not contain either (see sample_factors).
     """
+    held_out = held_out or shifted
     world = "held-out" if held_out else "seen"
     n_classes = HELD_OUT_CATEGORIES if held_out else SCENE_CATEGORIES
     train, test = (HELD_OUT_TRAIN, HELD_OUT_TEST) if held_out else (SCENE_TRAIN, SCENE_TEST)
@@ -255,76 +296,131 @@ def scenes(split="train", image_size=32, seed=0, held_out=False, details=False):
     shapes = sample_shapes(n_classes, stream("shapes", world, seed))
     labels = torch.arange(n_classes).repeat(each)  # class by class in turn, so that a prefix is balanced
     generator = stream("images", world, split, seed)
-    factors = sample_factors(labels, generator)
+    factors = sample_factors(labels, generator, shifted)
     images, masks, boxes = render_scenes(factors, shapes, image_size, generator)
-    name = "scenes-held-out" if held_out else "scenes"
+    name = "scenes-shifted" if shifted else "scenes-held-out" if held_out else "scenes"
     result = ImageSet(name, images, labels, [f"shape {i}" for i in range(n_classes)])
     return (result, factors, masks, boxes) if details else result
 
 
 # -- real images
 
-TORCHVISION_SETS = {  # name: (class, arguments of the train split, of the test split)
-    "cifar10": ("CIFAR10", {"train": True}, {"train": False}),
-    "cifar100": ("CIFAR100", {"train": True}, {"train": False}),
-    "stl10": ("STL10", {"split": "train"}, {"split": "test"}),
-    "svhn": ("SVHN", {"split": "train"}, {"split": "test"}),
+TORCHVISION_SETS = {  # name: torchvision's class; arguments of the train, validation (None: has none) and test split; metric
+    "cifar10": ("CIFAR10", {"train": True}, None, {"train": False}, "top-1"),
+    "cifar100": ("CIFAR100", {"train": True}, None, {"train": False}, "top-1"),
+    "stl10": ("STL10", {"split": "train"}, None, {"split": "test"}, "top-1"),
+    "svhn": ("SVHN", {"split": "train"}, None, {"split": "test"}, "top-1"),
+    "food101": ("Food101", {"split": "train"}, None, {"split": "test"}, "top-1"),
+    "flowers102": ("Flowers102", {"split": "train"}, {"split": "val"}, {"split": "test"}, "mean per class"),
+    "pets": ("OxfordIIITPet", {"split": "trainval"}, None, {"split": "test"}, "mean per class"),
+    "dtd": ("DTD", {"split": "train"}, {"split": "val"}, {"split": "test"}, "top-1"),
+    "aircraft": ("FGVCAircraft", {"split": "train"}, {"split": "val"}, {"split": "test"}, "mean per class"),
+    "cars": ("StanfordCars", {"split": "train"}, None, {"split": "test"}, "top-1"),
+    "caltech101": ("Caltech101", {}, None, {}, "mean per class"),
+    "sun397": ("SUN397", {}, None, {}, "top-1"),
+    "voc2007": ("VOCDetection", *({"year": "2007", "image_set": name} for name in ("train", "val", "test")), "11-point mAP"),
 }
+IMAGES_PER_CLASS = {"caltech101": (30, None), "sun397": (50, 50)}  # train and test, where torchvision has no split
+SCENES = ("scenes", "scenes-held-out", "scenes-shifted")
 
 
 def load_images(data, split="train", image_size=None, limit=None, seed=0, root="data", download=False):
-    """The images of `data`, one of: "scenes", "scenes-held-out", a name in TORCHVISION_SETS, a folder.
+    """The images of `data`, one of SCENES, a name in TORCHVISION_SETS, or a folder.
 
-    A folder holds DIR/train/<class>/* with DIR/test or DIR/val beside it, or just class folders, of which
-    every fifth image then is test. image_size None takes the set's own (the first image's short side, at
-    most 224 px); images are scaled to that short side and centre-cropped. `limit` keeps the first images of
-    the train split, taken class by class in turn. Raises UserError when there is nothing to read.
+    split is "train", "test" or "val"; None comes back for "val" when the data has no validation split of its own.
+    A folder holds DIR/train/<class>/* with DIR/test or DIR/val beside it (or both: then val is for choosing), or
+    just class folders, of which every fifth image then is test. image_size None takes the set's own (the first
+    image's short side, at most 224 px); images are scaled to that short side and centre-cropped. `limit` keeps
+    the first images of the train split, taken class by class in turn. Raises UserError when there is nothing to read.
     """
     if image_size is not None and image_size < 8:
         raise UserError(f"--image-size {image_size}: use 8 px or more")
-    if data in ("scenes", "scenes-held-out"):
-        found = scenes(split, image_size or 32, seed, held_out=data == "scenes-held-out")
+    metric = "top-1"
+    if data in SCENES:
+        if split == "val":
+            return None
+        found = scenes(split, image_size or 32, seed, held_out=data == "scenes-held-out", shifted=data == "scenes-shifted")
         if split == "train" and limit:
             found = replace(found, images=found.images[:limit], labels=found.labels[:limit])
         return found
     if data in TORCHVISION_SETS:
-        cls, *splits = TORCHVISION_SETS[data]
-        try:
-            items = getattr(torchvision.datasets, cls)(root, download=download, **splits[split == "test"])
-        except RuntimeError as error:
-            raise UserError(f"{data} is not in {root}: add --download, or --root DIR ({error})") from None
-        labels = torch.as_tensor(getattr(items, "targets", None) or items.labels)
-        order = by_turns(labels)[: limit if split == "train" else None]
-        opened = lambda i: items[i][0]
-        classes = getattr(items, "classes", None) or [str(i) for i in range(int(labels.max()) + 1)]
+        found = open_torchvision(data, split, root, download)
+        if found is None:
+            return None
+        items, rows, labels, classes, metric = found
+        opened = lambda i: items[rows[i]][0]
     elif Path(data).is_dir():
         items, labels, classes = list_folder(Path(data), split)
-        order = by_turns(labels)[: limit if split == "train" else None]
+        if items is None:
+            return None
         opened = lambda i: items[i]
     else:
-        names = ", ".join(["scenes", *TORCHVISION_SETS])
+        names = ", ".join([*SCENES, *TORCHVISION_SETS])
         raise UserError(f"--data {data}: no such folder, and not one of {names}")
+    order = by_turns(labels if labels.ndim == 1 else torch.zeros(len(labels), dtype=torch.long))
+    order = order[: limit if split == "train" else None]
     images = decode(map(opened, order.tolist()), len(order), image_size, f"reading {Path(data).name} {split}")
-    return ImageSet(Path(data).name, images, labels[order], classes)
+    return ImageSet(Path(data).name, images, labels[order], classes, metric)
+
+
+def open_torchvision(data, split, root, download):
+    """One split of a set of TORCHVISION_SETS: (torchvision's data set, its rows, their labels, classes, metric) or None."""
+    cls, *splits, metric = TORCHVISION_SETS[data]
+    arguments = splits[["train", "val", "test"].index(split)]
+    if arguments is None:
+        return None
+    try:
+        items = getattr(torchvision.datasets, cls)(root, download=download, **arguments)
+    except (RuntimeError, FileNotFoundError) as error:
+        raise UserError(f"{data} is not in {root}: add --download, or --root DIR ({error})") from None
+    except ModuleNotFoundError as error:
+        raise UserError(f"torchvision reads {data} with a package that is not here: pip install {error.name}") from None
+    if cls == "VOCDetection":
+        truth = [read_voc_annotation(Path(file)) for file in items.targets]
+        classes = sorted({name for t in truth for name in t["names"]})
+        labels = torch.zeros(len(truth), len(classes), dtype=torch.long)
+        for row, t in zip(labels, truth):  # -1 first, so that one object that is not difficult decides
+            for difficult in (True, False):
+                row[[classes.index(n) for n, d in zip(t["names"], t["difficult"]) if d == difficult]] = -1 if difficult else 1
+        return items, range(len(items)), labels, classes, metric
+    found = next(getattr(items, name) for name in ("targets", "labels", "_labels", "y", "_samples") if hasattr(items, name))
+    labels = torch.as_tensor([sample[1] for sample in found] if cls == "StanfordCars" else found).long()
+    rows = list(range(len(items)))
+    if data in IMAGES_PER_CLASS:  # files in the order of their names, shuffled by a seed of its own: the same for all
+        train, test = IMAGES_PER_CLASS[data]
+        if cls == "SUN397":
+            rows.sort(key=lambda i: str(items._image_files[i]))
+        shuffled = torch.tensor(rows)[torch.randperm(len(rows), generator=stream("split", data))]
+        place = rank_in_class(labels[shuffled])
+        kept = place < train if split == "train" else (place >= train) & (place < train + (test or len(rows)))
+        rows = shuffled[kept].tolist()
+        labels = labels[rows]
+    classes = getattr(items, "classes", None) or getattr(items, "categories", None)
+    return items, rows, labels, list(classes or map(str, range(int(labels.max()) + 1))), metric
+
+
+def rank_in_class(labels):
+    """For each row (N,) how many rows of its class come before it."""
+    order = torch.argsort(labels, stable=True)
+    counts = torch.bincount(labels)
+    start = (counts.cumsum(0) - counts)[labels[order]]  # of each row's class in `order`
+    return torch.empty_like(labels).scatter_(0, order, torch.arange(len(labels)) - start)
 
 
 def by_turns(labels):
     """An order of the rows that takes the classes in turn: first of each class, second of each, ..."""
-    seen = torch.zeros(int(labels.max()) + 1, dtype=torch.long)
-    turn = torch.empty_like(labels)
-    for i, label in enumerate(labels.tolist()):
-        turn[i] = seen[label]
-        seen[label] += 1
-    return torch.argsort(turn * len(seen) + labels, stable=True)
+    return torch.argsort(rank_in_class(labels) * (int(labels.max()) + 1) + labels, stable=True)
 
 
 def list_folder(folder, split):
     """Files, labels (N,) and class names of one split of a folder of class folders (see load_images)."""
-    tests = [folder / name for name in ("test", "val", "validation") if (folder / name).is_dir()]
+    others = [folder / name for name in ("test", "val", "validation") if (folder / name).is_dir()]
     has_splits = (folder / "train").is_dir()
-    if has_splits and not tests:
+    if has_splits and not others:
         raise UserError(f"{folder} has train/ but neither test/ nor val/ beside it: the probe needs one")
-    top = (folder / "train" if split == "train" else tests[0]) if has_splits else folder
+    if split == "val" and len(others) < 2:
+        return None, None, None
+    top = {"train": folder / "train", "test": others[0], "val": others[-1]}[split] if has_splits else folder
     classes = sorted(d.name for d in (folder / "train" if has_splits else folder).iterdir() if d.is_dir())
     paths, labels = [], []
     for label, name in enumerate(classes):
@@ -338,14 +434,19 @@ def list_folder(folder, split):
     return paths, torch.tensor(labels), classes
 
 
+def open_image(item):
+    """A file (or an open PIL image) as an upright RGB image. Raises UserError for one that cannot be read."""
+    try:
+        return ImageOps.exif_transpose(Image.open(item) if isinstance(item, Path) else item).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"cannot read the image {item}: {error}; repair or remove it") from None
+
+
 def decode(items, n, image_size, what):
     """Reads n images (paths or PIL images) into one uint8 tensor (n, 3, image_size, image_size)."""
     out, progress = None, Progress(what, n)
     for i, item in enumerate(items):
-        try:
-            image = ImageOps.exif_transpose(Image.open(item) if isinstance(item, Path) else item).convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"cannot read the image {item}: {error}; repair or remove it") from None
+        image = open_image(item)
         if out is None:
             image_size = image_size or min(224, *image.size)
             out = torch.empty(n, 3, image_size, image_size, dtype=torch.uint8)
@@ -354,6 +455,123 @@ def decode(items, n, image_size, what):
         out[i] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         progress(i + 1)
     return out
+
+
+# -- images with boxes
+
+
+@dataclass
+class BoxSet:
+    """Images with boxes, a list entry an image: images (paths, or uint8 (3, H, W)); boxes float (k, 4) as x1, y1,
+    x2, y2 in pixels from the image's upper left corner; labels int64 (k,), indices of classes; difficult bool (k,)."""
+
+    name: str
+    images: list
+    boxes: list
+    labels: list
+    difficult: list
+    classes: list
+
+    def __len__(self):
+        return len(self.images)
+
+    def image(self, i):
+        """Image i as uint8 (3, H, W)."""
+        if isinstance(self.images[i], Path):
+            return torch.from_numpy(np.array(open_image(self.images[i]))).permute(2, 0, 1)
+        return self.images[i]
+
+
+def read_voc_annotation(file):
+    """One Pascal VOC annotation: {"names": [...], "boxes": [[x1, y1, x2, y2]], "difficult": [bool]}.
+
+    VOC counts pixels from 1 and includes the last one; here the corners are edges, counted from 0.
+    """
+    names, boxes, difficult = [], [], []
+    try:
+        for item in ElementTree.parse(file).iter("object"):
+            box = [float(item.find(f"bndbox/{key}").text) for key in ("xmin", "ymin", "xmax", "ymax")]
+            box = [max(box[0] - 1, 0), max(box[1] - 1, 0), box[2], box[3]]
+            if box[2] > box[0] and box[3] > box[1]:
+                names.append(item.find("name").text.strip())
+                boxes.append(box)
+                difficult.append((item.findtext("difficult") or "0").strip() == "1")
+    except (OSError, ElementTree.ParseError, AttributeError, ValueError) as error:
+        raise UserError(f"cannot read the annotation {file}: {error}") from None
+    return {"names": names, "boxes": boxes, "difficult": difficult}
+
+
+def load_boxes(data, seed=0, image_size=128):
+    """(train, test) BoxSets of `data`: "scenes" (see detection_scenes) or folders in the layout of Pascal VOC.
+
+    Each folder is VOC2007 or any other with Annotations/, JPEGImages/ and ImageSets/Main/, or one that holds such
+    folders at most two levels down. Trained on trainval.txt, tested on test.txt; where a folder has no test.txt
+    it is trained on whole, unless none has: then train.txt and val.txt; without any list every fifth image is test.
+    Raises UserError for missing or unreadable files.
+    """
+    if data == ["scenes"]:
+        return tuple(detection_scenes(split, n, image_size, seed) for split, n in (("train", 400), ("test", 200)))
+    folders = []
+    for folder in map(Path, data):
+        found = [p.parent for level in ("", "*/", "*/*/") for p in sorted(folder.glob(level + "Annotations")) if p.is_dir()]
+        if not found:
+            raise UserError(f"--data {folder}: neither scenes nor a folder of the VOC layout (no Annotations/ in it)")
+        folders += found
+    lists = lambda name: {f: f / "ImageSets" / "Main" / f"{name}.txt" for f in folders if (f / "ImageSets" / "Main" / f"{name}.txt").is_file()}
+    read = lambda files: [(f, line.split()[0]) for f, file in files.items() for line in file.read_text().splitlines() if line.strip()]
+    if lists("test"):
+        train, test = read(lists("train") | lists("trainval")), read(lists("test"))
+    elif lists("val") and lists("train"):
+        train, test = read(lists("train")), read(lists("val"))
+    else:
+        names = [(f, p.stem) for f in folders for p in sorted((f / "Annotations").glob("*.xml"))]
+        train, test = [n for i, n in enumerate(names) if i % 5 != 4], names[4::5]
+    truth = [[read_voc_annotation(f / "Annotations" / f"{name}.xml") for f, name in part] for part in (train, test)]
+    classes = sorted({name for part in truth for t in part for name in t["names"]})
+    if not classes or not train or not test:
+        raise UserError(f"--data {' '.join(data)}: no boxes to train on and test with below {folders[0]}")
+    sets = []
+    for part, found in zip((train, test), truth):
+        images = [f / "JPEGImages" / f"{name}.jpg" for f, name in part]
+        missing = [str(path) for path in images if not path.is_file()]
+        if missing:
+            raise UserError(f"{len(missing)} image(s) of the annotations are missing: {', '.join(missing[:3])}")
+        sets.append(BoxSet(
+            "+".join(Path(d).resolve().name for d in data), images,
+            [torch.tensor(t["boxes"]).reshape(-1, 4) for t in found],
+            [torch.tensor([classes.index(n) for n in t["names"]], dtype=torch.long) for t in found],
+            [torch.tensor(t["difficult"], dtype=torch.bool) for t in found], classes))
+    return tuple(sets)
+
+
+def detection_scenes(split, n, image_size=128, seed=0, categories=5):
+    """Scenes with one to four objects of categories that pretraining does not show: a BoxSet of n images.
+
+    The first object is drawn with its context; each other is drawn in the same context and pasted, with
+    probability 0.6, where it touches no earlier one.
+    """
+    generator = stream("detection", split, seed)
+    shapes = sample_shapes(categories, stream("shapes", "detection", seed))
+    category = lambda: torch.randint(categories, (n,), generator=generator)
+    context, noise = sample_factors(category(), generator), generator.get_state()
+    images, boxes, labels = None, [[] for _ in range(n)], [[] for _ in range(n)]
+    for place in range(4):
+        new = sample_factors(category(), generator)
+        scale = uniform(0.1, 0.18, n, generator)
+        drawn = context | {"category": new["category"], "rotation": new["rotation"], "scale": scale,
+                           "x": uniform(0.15, 0.85, n, generator), "y": uniform(0.15, 0.85, n, generator),
+                           "object_color": context["background_color"][:, 0] + new["object_color"] - new["background_color"][:, 0]}
+        rendered, masks, found = render_scenes(drawn, shapes, image_size, torch.Generator().set_state(noise))
+        wanted = torch.rand(n, generator=generator) < (0.6 if place else 1)
+        images = rendered if images is None else images
+        for i in wanted.nonzero()[:, 0].tolist():
+            earlier = torch.stack(boxes[i]) if boxes[i] else torch.empty(0, 4)
+            if torchvision.ops.box_iou(found[i : i + 1], earlier).sum() == 0:
+                images[i] = torch.where(masks[i], rendered[i], images[i])
+                boxes[i].append(found[i])
+                labels[i].append(int(drawn["category"][i]))
+    return BoxSet("scenes", list(images), [torch.stack(b) for b in boxes], [torch.tensor(v) for v in labels],
+                  [torch.zeros(len(v), dtype=torch.bool) for v in labels], [f"shape {i}" for i in range(categories)])
 
 
 # -------------------------------------------------------------------------------------------- pairs
@@ -392,12 +610,9 @@ def semantic_partners(labels, generator):
     With the class written as a row of n_c places: a draw u in [0, n_c - 2], moved up by one from the
     anchor's own place on, hits each other place equally often and never the anchor. No rejection.
     """
-    by_class = torch.argsort(labels, stable=True)
+    by_class, place = torch.argsort(labels, stable=True), rank_in_class(labels)
     counts = torch.bincount(labels)
     start = (counts.cumsum(0) - counts)[labels]
-    place = torch.empty_like(labels)
-    place[by_class] = torch.arange(len(labels))
-    place -= start
     u = (torch.rand(len(labels), generator=generator, dtype=torch.float64) * (counts[labels] - 1)).long()
     return by_class[start + u + (u >= place)]
 
@@ -417,6 +632,8 @@ def make_pairs(kind, pool, seed):
 
     Raises UserError when semantic pairs are asked of a class with a single image.
     """
+    if pool.labels.ndim > 1:
+        raise UserError(f"{pool.name} has images of several classes: make a pair list and name it with --pairs FILE.csv")
     if kind == "semantic":
         lonely = (torch.bincount(pool.labels, minlength=len(pool.classes)) == 1).nonzero()[:, 0].tolist()
         if lonely:
@@ -654,12 +871,19 @@ def solarize(x, generator=None, threshold=0.5):
 # ------------------------------------------------------------------------------------------ picture
 
 
-def save_picture(path, source, view1, view2, columns=10):
-    """Writes a grid of pairs: augmented above, semantic (or the list's) below; images above, views under them."""
+def pyplot():
+    """matplotlib.pyplot, imported only where a picture is drawn, without a window."""
     import matplotlib
 
     matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot
+
+
+def save_picture(path, source, view1, view2, columns=10):
+    """Writes a grid of pairs: augmented above, semantic (or the list's) below; images above, views under them."""
+    plt = pyplot()
 
     semantic = "semantic" if source.rows is None else "list"
     counts = torch.bincount(source.pool.labels)

@@ -240,3 +240,159 @@ def test_blur_is_off_below_64_pixels_unless_asked_for():
 
     for argv, size, expected in (([], 32, 0), ([], 64, 0.5), (["--blur", "0.3", "0"], 32, 0.3), (["--without", "blur"], 96, 0)):
         assert pairs.make_views(simclr.parse_args(argv), size)[0].p_blur == expected
+
+
+# -- scenes drawn again, shifted, with boxes
+
+
+def test_redrawing_a_factor_keeps_the_others_and_the_distribution():
+    """Factors drawn again have the moments of a fresh draw, jointly too: bright objects, inside the image."""
+    keys = {"position": {"x", "y"}, "scale": {"scale"}, "rotation": {"rotation"}, "noise": {"noise"}, "object color": {"object_color"},
+            "illumination": {"light_angle", "light_strength", "exposure"},
+            "background": {"background", "background_color", "angle", "frequency", "phase", "texture"}}
+    category = torch.zeros(20000, dtype=torch.long)
+    before = pairs.sample_factors(category, pairs.stream("a"))
+    assert set(keys) == set(pairs.FACTORS)
+    for name, moved in keys.items():
+        after = pairs.redraw(before, name, pairs.stream("b", name))
+        assert {k for k in before if not torch.equal(before[k], after[k])} == moved
+        for k in moved - {"background"}:
+            a, b = before[k].flatten(1) if before[k].ndim > 1 else before[k][:, None], after[k].flatten(1) if after[k].ndim > 1 else after[k][:, None]
+            assert torch.allclose(a.mean(0), b.mean(0), atol=0.04 * float(a.std())), (name, k)
+            assert torch.allclose(a.std(0), b.std(0), rtol=0.04), (name, k)
+        contrast = after["object_color"] - after["background_color"][:, 0]
+        assert contrast.min() > 0.399 and contrast.max() < 0.601
+        off = torch.stack([after["x"] - 0.5, after["y"] - 0.5]).abs().amax(0)
+        assert (off <= 0.5 - 1.2 * after["scale"] + 1e-5).all() and after["scale"].min() > 0.2399 and after["scale"].max() < 0.3601
+
+
+def test_shifted_scenes_show_held_out_categories_in_contexts_that_training_never_draws():
+    shifted, factors, *_ = pairs.scenes("test", 24, details=True, shifted=True)
+    plain = pairs.sample_factors(torch.zeros(5000, dtype=torch.long), pairs.stream("x"))
+    assert shifted.name == "scenes-shifted" and len(shifted.classes) == 20
+    assert (factors["object_color"] < factors["background_color"][:, 0]).all() and (plain["object_color"] > plain["background_color"][:, 0]).all()
+    assert factors["rotation"].min() >= plain["rotation"].max() and factors["noise"].min() >= plain["noise"].max()
+    assert torch.equal(shifted.labels, pairs.load_images("scenes-held-out", "test", 24).labels)
+    assert pairs.load_images("scenes-shifted", "val") is None
+
+
+def test_detection_scenes_have_apart_boxes_around_objects_that_stand_out():
+    found = pairs.detection_scenes("train", 60, 64)
+    again = pairs.detection_scenes("train", 60, 64)
+    assert all(torch.equal(a, b) for a, b in zip(found.images, again.images)) and len(found.classes) == 5
+    counts = torch.tensor([len(b) for b in found.boxes])
+    assert counts.min() == 1 and 2 < counts.max() <= 4 and [len(v) for v in found.labels] == counts.tolist()
+    import torchvision
+
+    for i, b in enumerate(found.boxes):
+        assert b.min() >= 0 and b.max() <= 64 and (torchvision.ops.box_iou(b, b) - torch.eye(len(b))).abs().max() < 1e-5
+        image = found.image(i).float().mean(0)
+        outside = torch.ones(64, 64, dtype=torch.bool)
+        for x1, y1, x2, y2 in b.int().tolist():
+            outside[y1:y2, x1:x2] = False
+        assert all(image[y1:y2, x1:x2].max() > image[outside].mean() for x1, y1, x2, y2 in b.int().tolist())
+
+
+# -- other data sets
+
+
+@pytest.mark.parametrize("name", list(pairs.TORCHVISION_SETS))
+def test_torchvision_takes_the_arguments_of_every_set(name, tmp_path):
+    import inspect
+
+    import torchvision
+
+    cls, *splits, metric = pairs.TORCHVISION_SETS[name]
+    assert len(splits) == 3 and metric in ("top-1", "mean per class", "11-point mAP")
+    for arguments in filter(None, splits):
+        inspect.signature(getattr(torchvision.datasets, cls)).bind("root", download=False, **arguments)
+    with pytest.raises(UserError, match=f"{name} is not in .*: add --download|pip install"):
+        pairs.load_images(name, "test", root=tmp_path)
+
+
+def test_a_set_without_a_split_of_its_own_gets_thirty_a_class(monkeypatch):
+    """Caltech-101's protocol: 30 images of each class train, the others are for testing."""
+    import torchvision
+
+    class Fake:
+        categories = ["ants", "bees"]
+
+        def __init__(self, root, download):
+            self.y = [0] * 40 + [1] * 35
+
+        def __len__(self):
+            return 75
+
+        def __getitem__(self, i):
+            return Image.new("RGB", (8, 8), (i, 0, 0)), self.y[i]
+
+    monkeypatch.setattr(torchvision.datasets, "Caltech101", Fake)
+    train, test = (pairs.load_images("caltech101", split) for split in ("train", "test"))
+    shown = lambda s: s.images[:, 0, 0, 0].tolist()
+    assert sorted(shown(train) + shown(test)) == list(range(75)) and torch.bincount(train.labels).tolist() == [30, 30]
+    assert all(label == (i >= 40) for s in (train, test) for i, label in zip(shown(s), s.labels))
+    assert train.metric == "mean per class" and train.classes == ["ants", "bees"] and shown(train) != sorted(shown(train))
+    assert pairs.load_images("caltech101", "val") is None
+
+
+def voc_folder(folder, lists, n=10):
+    """A folder of the VOC layout: image i has a cat; every third has a dog that is difficult, one is clear."""
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
+    for i in range(n):
+        Image.new("RGB", (40, 30), (20 * i, 90, 90)).save(folder / "JPEGImages" / f"{i:06d}.jpg")
+        item = lambda name, difficult, box: (f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>" + "".join(
+            f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), box)) + "</bndbox></object>")
+        objects = item("cat", 0, (1, 1, 20, 10)) + (item("dog", int(i != 3), (5, 6, 40, 30)) if i % 3 == 0 else "") + item("cat", 0, (9, 9, 8, 9))
+        (folder / "Annotations" / f"{i:06d}.xml").write_text(f"<annotation>{objects}</annotation>")
+    for name, numbers in lists.items():
+        (folder / "ImageSets" / "Main" / f"{name}.txt").write_text("".join(f"{i:06d}\n" for i in numbers))
+    return folder
+
+
+def test_voc_layout_is_read_wherever_it_lies(tmp_path):
+    voc = voc_folder(tmp_path / "kit" / "VOCdevkit" / "VOC2007", {"train": [0, 1], "val": [2], "trainval": [0, 1, 2], "test": [3, 4]})
+    for given in (voc, tmp_path / "kit" / "VOCdevkit", tmp_path / "kit"):
+        train, test = pairs.load_boxes([str(given)])
+        assert (len(train), len(test), train.classes) == (3, 2, ["cat", "dog"])
+    # corners are edges from 0; the box without area is left out; difficult is kept
+    assert train.boxes[0].tolist() == [[0, 0, 20, 10], [4, 5, 40, 30]] and train.difficult[0].tolist() == [False, True]
+    assert test.labels[0].tolist() == [0, 1] and not test.difficult[0].any() and train.image(0).shape == (3, 30, 40)
+    other = voc_folder(tmp_path / "VOC2012", {"trainval": [5, 6, 7]})
+    train, test = pairs.load_boxes([str(voc), str(other)])
+    assert (len(train), len(test)) == (6, 2)
+    for lists, sizes in (({}, (8, 2)), ({"train": [0, 1, 2], "val": [3]}, (3, 1))):
+        train, test = pairs.load_boxes([str(voc_folder(tmp_path / f"bare{len(lists)}", lists))])
+        assert (len(train), len(test)) == sizes
+
+
+def test_mistakes_in_a_voc_folder_are_named(tmp_path):
+    with pytest.raises(UserError, match="no Annotations/"):
+        pairs.load_boxes([str(tmp_path)])
+    voc = voc_folder(tmp_path / "a", {})
+    (voc / "JPEGImages" / "000004.jpg").unlink()
+    with pytest.raises(UserError, match="1 image.* missing: .*000004.jpg"):
+        pairs.load_boxes([str(voc)])
+    (voc / "Annotations" / "000002.xml").write_text("<annotation><object>")
+    with pytest.raises(UserError, match="cannot read the annotation .*000002.xml"):
+        pairs.load_boxes([str(voc)])
+
+
+def test_voc_classification_knows_what_is_difficult(tmp_path):
+    voc_folder(tmp_path / "VOCdevkit" / "VOC2007", {"train": range(0, 4), "val": range(4, 7), "test": range(7, 10)})
+    train, val = (pairs.load_images("voc2007", split, 16, root=tmp_path) for split in ("train", "val"))
+    assert train.labels.tolist() == [[1, -1], [1, 0], [1, 0], [1, 1]] and len(val) == 3 and train.metric == "11-point mAP"
+    with pytest.raises(UserError, match="several classes"):
+        pairs.make_pairs("semantic", train, 0)
+
+
+def test_folders_with_three_splits_keep_validation_for_choosing(tmp_path):
+    for split, n in (("train", 4), ("validation", 2), ("test", 3)):
+        (tmp_path / split / "a").mkdir(parents=True)
+        for i in range(n):
+            Image.new("RGB", (8, 8)).save(tmp_path / split / "a" / f"{i}.png")
+    assert [len(pairs.load_images(str(tmp_path), split)) for split in ("train", "val", "test")] == [4, 2, 3]
+    for p in (tmp_path / "test" / "a").iterdir():
+        p.unlink()
+    (tmp_path / "test" / "a").rmdir(), (tmp_path / "test").rmdir()
+    assert len(pairs.load_images(str(tmp_path), "test")) == 2 and pairs.load_images(str(tmp_path), "val") is None
