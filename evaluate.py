@@ -1,23 +1,34 @@
-"""Evaluate: what a run folder holds, and what a frozen backbone is worth.
+"""Evaluate: what a run folder holds, what a backbone is worth, and how runs compare.
 
-    python evaluate.py knn runs/simclr-semantic-scenes-seed0
-    python evaluate.py linear runs/simclr-semantic-scenes-seed0 --data DIR
+    python evaluate.py knn RUN [--data D ...]               weighted k nearest neighbours
+    python evaluate.py linear RUN [--data D ...]            linear probe on the run's own data
+    python evaluate.py transfer RUN --data D [D ...]        linear probe on other data sets
+    python evaluate.py finetune RUN --data D --fraction 0.1 all layers, on a share of the labels
+    python evaluate.py detect RUN --data DIR                Faster R-CNN on the backbone
+    python evaluate.py invariance RUN [RUN ...]             which nuisance factors the features ignore
+    python evaluate.py compare RUN [RUN ...]                semantic against augmented pairs, paired by seed
+
+RUN is a folder such as runs/simclr-semantic-scenes-seed0. All but `compare` also take any backbone's weights:
+--backbone-file FILE --backbone resnet50 instead of RUN.
 
 The rules, for every number that this file prints:
-  1. features come from the backbone, not the projection head, in eval mode, computed once; the backbone is
-     compared with a copy of itself afterwards and must be bit-identical;
-  2. nothing is chosen on test images: the probe's L2 strength is chosen on a fifth of the training images,
-     the probe is fitted again on all of them, and the test images are read once;
+  1. a frozen backbone is frozen: features come from the backbone, not the projection head, in eval mode, computed
+     once; the backbone is compared with a copy of itself afterwards and must be bit-identical;
+  2. nothing is chosen on test images: the probe's L2 strength and the learning rate of fine-tuning are chosen on
+     the data's own validation split, or a fifth of its training images; then the head is fitted again on all of
+     them, and the test images are read once;
   3. beside each number stand chance and the same evaluation of the untrained backbone (same seed, step 0);
   4. semantic pairs use labels. Numbers on categories that pretraining saw are therefore not self-supervised
      for that arm; the fair headline is `scenes-held-out`, categories that no pretraining image shows.
 
-Reading order: backbones, heads (kNN, linear probe), collapse signals, run folder, command line.
-This file knows no pretraining method.
+Reading order: backbones, features and heads (kNN, linear probe, fine-tuning), detection, invariance, collapse
+signals, run folder, the evaluations of a run, comparison, command line. This file knows no pretraining method.
 """
 
 import argparse
 import copy
+import csv
+import hashlib
 import json
 import math
 import os
@@ -25,6 +36,7 @@ import platform
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +48,11 @@ import torchvision
 
 import pairs
 from pairs import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 # ---------------------------------------------------------------------------------------- backbones
 
@@ -103,8 +120,53 @@ def load_backbone(run):
     file = Path(run) / "backbone.pt"
     if not file.is_file():
         raise UserError(f"{run} has no backbone.pt: the run has not finished an epoch")
-    trained.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))  # strict: every key, no other
+    load_weights(trained, file)
     return trained, untrained
+
+
+def load_weights(backbone, file):
+    """Loads a file of torchvision-format weights; only a classifier may be left over.
+
+    Raises UserError that lists every key that is missing, left over or of another shape. A dict under
+    "state_dict" is opened, as checkpoints have it.
+    """
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state)
+        shapes = {key: tuple(value.shape) for key, value in state.items()}
+    except Exception as error:  # torch.load raises whatever the bytes lead it to
+        raise UserError(f"{file} is not a file of weights that torch can read safely: {str(error).splitlines()[0]}") from None
+    wanted = {key: tuple(value.shape) for key, value in backbone.state_dict().items()}
+    classifier = [name for name, module in backbone.named_modules() if isinstance(module, nn.Identity)][-1:]
+    classifier = tuple(f"{name}." for name in (*classifier, "aux1", "aux2", "AuxLogits"))
+    wrong = [f"{key} is missing" for key in wanted.keys() - shapes.keys()]
+    wrong += [f"{key} is left over" for key in shapes.keys() - wanted.keys() if not key.startswith(classifier)]
+    wrong += [f"{key} is {shapes[key]} and should be {wanted[key]}" for key in wanted.keys() & shapes.keys() if shapes[key] != wanted[key]]
+    if wrong:
+        raise UserError(f"{file} does not fit the backbone (and its image size, which decides a ResNet's stem): {'; '.join(sorted(wrong))}")
+    backbone.load_state_dict({key: state[key] for key in wanted})
+
+
+def adopt(file, name, image_size=224, seed=0, out=None):
+    """Makes a run folder of a bare file of weights, so that every evaluation takes it, and returns the folder.
+
+    Raises UserError for weights that do not fit and for a folder that holds another backbone.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise UserError(f"--backbone-file {file}: no such file")
+    folder = Path(out or f"runs/{name}-{file.stem}")
+    config = {"method": None, "pairs": None, "data": None, "limit": None, "root": "data", "backbone": name, "image_size": image_size,
+              "seed": seed, "backbone_file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    if folder.exists() and read_config(folder) != config:
+        raise UserError(f"{folder} exists and is of another backbone or option; --out DIR writes elsewhere")
+    torch.manual_seed(seed)
+    backbone, _ = build_backbone(name, image_size, verbose=True)
+    load_weights(backbone, file)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(backbone.state_dict(), folder / "backbone.pt")
+    write_json(folder / "config.json", config)
+    return folder
 
 
 def pick_device(name):
@@ -155,12 +217,37 @@ def knn(train_x, train_y, test_x, test_y, k=200, temperature=0.1):
     return correct / len(test_y)
 
 
+def classification_loss(logits, y):
+    """Cross entropy of logits (N, C) for classes y (N,); for several classes an image, y (N, C) of 1, 0 and -1 (not
+    counted), binary cross entropy summed over the classes. The mean over the images."""
+    if y.ndim == 1:
+        return F.cross_entropy(logits, y)
+    each = F.binary_cross_entropy_with_logits(logits, y.clamp(min=0).to(logits.dtype), reduction="none")
+    return (each * (y >= 0)).sum(1).mean()
+
+
+def score(metric, logits, y):
+    """The metric of logits (N, C): "top-1" (share of y (N,) that is right), "mean per class" (mean over the classes
+    of that share), or "11-point mAP" (mean over the classes of voc_average_precision; y (N, C) of 1, 0, -1)."""
+    if metric == "11-point mAP":
+        aps = []
+        for scores, truth in zip(logits.T, y.T):
+            order = scores[truth >= 0].argsort(descending=True, stable=True)
+            aps.append(voc_average_precision((truth[truth >= 0][order] == 1).cpu().numpy(), int((truth == 1).sum())))
+        return float(np.nanmean(aps))
+    right = (logits.argmax(1) == y).float()
+    if metric == "mean per class":
+        count = torch.bincount(y, minlength=logits.shape[1])
+        return (torch.bincount(y, right, minlength=logits.shape[1])[count > 0] / count[count > 0]).mean().item()
+    return right.mean().item()
+
+
 def logistic_regression(x, y, classes, l2, start=None, max_iter=200):
     """Multinomial logistic regression by L-BFGS: weights (d + 1, classes), the last row the bias, that minimise
 
         mean cross entropy(x W + b, y) + l2 / 2 |W|^2        (the bias is not penalised; scikit-learn's C = 1 / (n l2)).
 
-    x (N, d), y (N,). `start` are weights to begin with.
+    x (N, d), y (N,), or (N, classes) for one binary regression a class. `start` are weights to begin with.
     """
     weights = x.new_zeros(x.shape[1] + 1, classes) if start is None else start.clone()
     weights.requires_grad_()
@@ -168,7 +255,7 @@ def logistic_regression(x, y, classes, l2, start=None, max_iter=200):
 
     def closure():
         solver.zero_grad()
-        loss = F.cross_entropy(x @ weights[:-1] + weights[-1], y) + l2 / 2 * weights[:-1].square().sum()
+        loss = classification_loss(x @ weights[:-1] + weights[-1], y) + l2 / 2 * weights[:-1].square().sum()
         loss.backward()
         return loss
 
@@ -176,23 +263,39 @@ def logistic_regression(x, y, classes, l2, start=None, max_iter=200):
     return weights.detach()
 
 
+def shuffled_by_turns(labels, seed):
+    """A random order of the rows of labels (N,) that takes the classes in turn; of labels (N, C) just a random one."""
+    order = torch.randperm(len(labels), generator=pairs.stream("validation", seed))
+    return order if labels.ndim > 1 else order[pairs.by_turns(labels[order])]
+
+
+def split_off_validation(train, val, seed=0):
+    """(ImageSet of the training and validation images, rows to choose on, rows to train on): the set's own validation
+    images, or a random fifth of the training images, balanced over the classes."""
+    if val is None:
+        order = shuffled_by_turns(train.labels, seed)
+        return train, order[: len(order) // 5], order[len(order) // 5 :]
+    both = replace(train, images=torch.cat([train.images, val.images]), labels=torch.cat([train.labels, val.labels]))
+    return both, torch.arange(len(train), len(both)), shuffled_by_turns(train.labels, seed)
+
+
 L2_GRID = [10.0**k for k in (1, 0, -1, -2, -3, -4, -5)]  # from strong to weak: each fit starts from the one before
 
 
-def linear_probe(train_x, train_y, test_x, test_y, classes, grid=L2_GRID, seed=0):
-    """Linear probe on frozen features (N, d): {"accuracy", "l2", "validation": {l2: accuracy}}.
+def linear_probe(train_x, train_y, test_x, test_y, classes, grid=L2_GRID, split=None, metric="top-1"):
+    """Linear probe on frozen features (N, d): {"accuracy", "metric", "l2", "validation": {l2: accuracy}}.
 
-    Features are standardised with the training mean and deviation. The L2 strength with the best accuracy
-    on a fifth of the training images (of each class) is taken, the stronger one when equal; the probe is
-    fitted again on all training images; the test images are read once (Kornblith et al. 2019, Sec. A.4).
+    Features are standardised with the training mean and deviation. The L2 strength is taken that is best on some
+    of the training rows, the stronger one when equal; the probe is fitted again on all of them; the test images
+    are read once (Kornblith et al. 2019, Sec. A.4). split: (rows to choose on, rows to train on), else a fifth of
+    each class and the others. "accuracy" is in the metric named (see `score`).
     """
+    order = shuffled_by_turns(train_y.cpu(), 0)
+    held, kept = (rows.to(train_y.device) for rows in split or (order[: len(order) // 5], order[len(order) // 5 :]))
     mean, std = train_x.mean(0), train_x.std(0).clamp(min=1e-6)
     train_x, test_x = (train_x - mean) / std, (test_x - mean) / std
-    accuracy = lambda w, x, y: ((x @ w[:-1] + w[-1]).argmax(1) == y).float().mean().item()
+    accuracy = lambda w, x, y: score(metric, x @ w[:-1] + w[-1], y)
 
-    shuffled = torch.randperm(len(train_y), generator=pairs.stream("validation", seed)).to(train_y.device)
-    order = shuffled[pairs.by_turns(train_y[shuffled].cpu()).to(train_y.device)]  # balanced over the classes
-    held, kept = order[: len(order) // 5], order[len(order) // 5 :]
     curve, weights, best, progress = {}, None, None, pairs.Progress("linear probe, L2 strengths", len(grid))
     for l2 in grid:
         weights = logistic_regression(train_x[kept], train_y[kept], classes, l2, weights)
@@ -201,25 +304,388 @@ def linear_probe(train_x, train_y, test_x, test_y, classes, grid=L2_GRID, seed=0
             best = l2, weights
         progress(len(curve))
     weights = logistic_regression(train_x, train_y, classes, *best)
-    return {"accuracy": accuracy(weights, test_x, test_y), "l2": best[0], "validation": curve}
+    return {"accuracy": accuracy(weights, test_x, test_y), "metric": metric, "l2": best[0], "validation": curve}
 
 
-def judge(heads, trained, untrained, train, test):
-    """Results {head: {...}} of the heads ("knn", "linear") for two ImageSets, trained beside untrained."""
+def judge(head, trained, untrained, train, test, val=None, **options):
+    """Result {...} of a head, "knn", "linear" or "finetune", for ImageSets, the trained beside the untrained backbone."""
     device = next(trained.parameters()).device
-    train_y, test_y = train.labels.to(device), test.labels.to(device)
-    results = {head: {} for head in heads}
+    both, *split = split_off_validation(train, val)
+    chance = 1 / len(train.classes) if train.labels.ndim == 1 else (test.labels == 1).float().mean().item()
+    found = {}
     for which, backbone in (("trained", trained), ("untrained", untrained.to(device))):
-        x = [features(backbone, s.images, what=f"{which} features of {s.name}") for s in (train, test)]
-        for head in heads:
-            if head == "knn":
-                found = {"accuracy": knn(x[0], train_y, x[1], test_y), "k": min(200, len(train)), "temperature": 0.1}
-            else:
-                found = linear_probe(x[0], train_y, x[1], test_y, len(train.classes))
-            results[head].update(found if which == "trained" else {"untrained": found["accuracy"]})
-    for head in heads:
-        results[head].update(chance=1 / len(train.classes), classes=len(train.classes), n_train=len(train), n_test=len(test))
-    return results
+        if head == "finetune":
+            found[which] = fine_tune(backbone, both, test, split, **options)
+            continue
+        x, test_x = (features(backbone, s.images, what=f"{which} features of {s.name}") for s in (both, test))
+        y, test_y = both.labels.to(device), test.labels.to(device)
+        if head == "knn":
+            found[which] = {"accuracy": knn(x, y, test_x, test_y), "k": min(200, len(both)), "temperature": 0.1}
+        else:
+            found[which] = linear_probe(x, y, test_x, test_y, len(both.classes), split=split, metric=train.metric)
+    sizes = {"chance": chance, "classes": len(train.classes), "n_train": len(both), "n_test": len(test)}
+    return found["trained"] | {"untrained": found["untrained"]["accuracy"]} | sizes
+
+
+FINETUNE_LRS = [0.1, 0.01, 0.001, 0.0001]  # Ericsson et al. 2021 (ssl-transfer): 1e-4 ... 1e-1
+
+
+def fit_all_layers(backbone, train, rows, lr, steps, batch_size, seed, what):
+    """A copy of the backbone with a linear classifier, all layers trained on the rows of an ImageSet.
+
+    SGD with Nesterov momentum 0.9, the learning rate falls along a cosine to 0; random crops of at least half
+    the image and flips. Other than in a probe, BatchNorm trains.
+    """
+    device = next(backbone.parameters()).device
+    generator, view = pairs.stream("finetune", seed), pairs.Augmentation(crop=(0.5, 1.0), p_jitter=0, p_gray=0)
+    width = features(backbone, train.images[:1]).shape[1]
+    torch.manual_seed(seed)
+    model = nn.Sequential(copy.deepcopy(backbone), nn.Linear(width, len(train.classes)).to(device)).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, nesterov=True)
+    progress = pairs.Progress(what, steps)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+        # with few labels a batch shows an image several times, each time with another crop
+        chosen = rows[torch.randint(len(rows), (batch_size,), generator=generator)]
+        x, y = pairs.augment(train.images[chosen].to(device), view, generator), train.labels[chosen].to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            logits = model(x)
+        loss = classification_loss(logits.float(), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        progress(step + 1)
+    return model
+
+
+def fine_tune(backbone, train, test, split=None, fraction=1.0, steps=1000, batch_size=64, seed=0, lrs=FINETUNE_LRS):
+    """Fine-tuning of all layers: {"accuracy", "metric", "lr", "validation": {lr: accuracy}, "fraction", ...}.
+
+    Trained on a `fraction` of the training images (classes in turn, at least one image of each). The learning rate
+    is chosen on held-out training images, as many whatever the fraction is; then the network is trained again on
+    that fraction of all training images, and the test images are read once. split: as in linear_probe.
+    """
+    order = shuffled_by_turns(train.labels, seed)
+    held, kept = split or (order[: len(order) // 5], order[len(order) // 5 :])
+    share = lambda rows: rows[: max(round(fraction * len(rows)), len(train.classes))]
+    judged = lambda model, images, y: score(train.metric, features(model, images, what="classifying").cpu(), y)
+    fit = lambda rows, lr: fit_all_layers(backbone, train, share(rows), lr, steps, batch_size, seed, f"fine-tuning {len(share(rows))} images, lr {lr:g}, steps")
+    curve = {lr: judged(fit(kept, lr), train.images[held], train.labels[held]) for lr in lrs}
+    lr = max(curve, key=curve.get)
+    return {"accuracy": judged(fit(order, lr), test.images, test.labels), "metric": train.metric, "lr": lr, "validation": curve,
+            "fraction": fraction, "n_fitted": len(share(order)), "steps": steps, "batch_size": batch_size}
+
+
+# ---------------------------------------------------------------------------------------- detection
+
+
+def build_detector(backbone, classes, kind="c4", size=(800,), rois=512, roi_size=14):
+    """Faster R-CNN of torchvision on a backbone: all layers train, BatchNorm included (MoCo, detection/).
+
+    kind "c4": proposals and RoIAlign on the feature map before the last stage; the last stage, a BatchNorm and
+    the mean over positions are the box head (He et al. 2016; MoCo's R50-C4 with its extra BatchNorm). "fpn": a
+    feature pyramid of all stages and two linear layers (Lin et al. 2017). size: short sides of the images, one
+    is drawn for each training image, the last is for testing; anchors of 32 ... 512 px at 800 px scale with it. rois: RoIs in an
+    image's box loss; at test time as many proposals, at least 100. Raises UserError for backbones but ResNets and convnet.
+    """
+    vision = torchvision.models.detection
+    anchors = [a * size[-1] / 800 for a in (32, 64, 128, 256, 512)]
+    options = {"min_size": tuple(size), "max_size": round(size[-1] * 5 / 3), "box_batch_size_per_image": rois,
+               "rpn_post_nms_top_n_train": max(2 * rois, 200), "rpn_post_nms_top_n_test": max(rois, 100)}
+    is_resnet = isinstance(backbone, torchvision.models.ResNet)
+    if not is_resnet and not (isinstance(backbone, ConvNet) and kind == "c4"):
+        raise UserError(f"detection with {kind} takes torchvision's ResNets" + (" and convnet" if kind == "c4" else "; convnet has c4 only"))
+    if kind == "fpn":
+        stages = {f"layer{i}": str(i - 1) for i in (1, 2, 3, 4)}
+        body = vision.backbone_utils.BackboneWithFPN(backbone, stages, stage_widths(backbone), 256)
+        generator = vision.anchor_utils.AnchorGenerator(tuple((a,) for a in anchors), ((0.5, 1.0, 2.0),) * 5)
+        return vision.FasterRCNN(body, classes + 1, rpn_anchor_generator=generator, **options)
+    if is_resnet:
+        body = nn.Sequential(*[getattr(backbone, k) for k in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")])
+        *_, body.out_channels, width = stage_widths(backbone)
+        head = nn.Sequential(backbone.layer4, nn.BatchNorm2d(width), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    else:  # the convnet's last convolution; its own last BatchNorm is the extra one
+        layers, width = list(backbone), 256
+        body, head = nn.Sequential(*layers[:9]), nn.Sequential(*layers[9:])
+        body.out_channels = 128
+    return vision.FasterRCNN(
+        body, rpn_anchor_generator=vision.anchor_utils.AnchorGenerator((tuple(anchors),), ((0.5, 1.0, 2.0),)),
+        box_roi_pool=torchvision.ops.MultiScaleRoIAlign(["0"], roi_size, 2), box_head=head,
+        box_predictor=vision.faster_rcnn.FastRCNNPredictor(width, classes + 1), **options)
+
+
+def stage_widths(resnet):
+    """Channels of the four stages of a ResNet."""
+    return [[m for m in stage.modules() if isinstance(m, nn.BatchNorm2d)][-1].num_features
+            for stage in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4)]
+
+
+def train_detector(model, data, steps, batch_size, lr, seed):
+    """Trains a detector on a BoxSet: SGD momentum 0.9, weight decay 1e-4, lr per 16 images, 100 steps of linear
+    warm-up, a tenth from 3/4 and from 11/12 of the steps on (MoCo, detection/: 18k and 22k of 24k); flips.
+
+    Objects marked difficult are left out of training. Raises UserError when the loss is not finite.
+    """
+    device, generator = next(model.parameters()).device, pairs.stream("detect", seed)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=1e-4)
+    peak, order, progress = lr * batch_size / 16, torch.empty(0, dtype=torch.long), pairs.Progress("training the detector, steps", steps)
+    model.train()
+    for step in range(steps):
+        falls = 0.1 ** ((step >= steps * 3 / 4) + (step >= steps * 11 / 12))
+        optimizer.param_groups[0]["lr"] = peak * falls * min(1, (step + 1) / min(100, steps))
+        while len(order) < batch_size:
+            order = torch.cat([order, torch.randperm(len(data), generator=generator)])
+        batch, order = order[:batch_size].tolist(), order[batch_size:]
+        images, targets = [], []
+        for i in batch:
+            image, boxes, clear = data.image(i), data.boxes[i].clone(), ~data.difficult[i]
+            if torch.rand((), generator=generator) < 0.5:
+                image, boxes[:, [0, 2]] = image.flip(2), image.shape[2] - boxes[:, [2, 0]]
+            images.append(image.to(device) / 255)
+            targets.append({"boxes": boxes[clear].to(device), "labels": data.labels[i][clear].to(device) + 1})  # 0 is background
+        loss = sum(model(images, targets).values())
+        if not math.isfinite(loss.item()):
+            raise UserError(f"the detector's loss is {loss.item()} at step {step + 1}: try a lower --lr")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        progress(step + 1)
+
+
+@torch.no_grad()
+def detect(model, data):
+    """Detections of a BoxSet, a dict an image: boxes (k, 4), scores (k,), labels (k,), numpy, at most 100."""
+    device, found, progress = next(model.parameters()).device, [], pairs.Progress("detecting, images", len(data))
+    model.eval()
+    for i in range(len(data)):
+        out = model([data.image(i).to(device) / 255])[0]
+        found.append({"boxes": out["boxes"].cpu().numpy(), "scores": out["scores"].cpu().numpy(), "labels": out["labels"].cpu().numpy() - 1})
+        progress(i + 1)
+    return found
+
+
+def overlaps(a, b, crowd=None):
+    """IoU (len(a), len(b)) of boxes x1, y1, x2, y2; for `crowd` columns the share of a's area instead (COCO)."""
+    side = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
+    shared = side.clip(0).prod(2)
+    area = lambda boxes: (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    union = area(a)[:, None] + area(b)[None] - shared
+    return shared / np.where(crowd[None], area(a)[:, None], union) if crowd is not None else shared / union
+
+
+COCO_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+
+
+def coco_match(iou, crowd, thresholds=COCO_THRESHOLDS):
+    """COCO's greedy matching of one image and class: (hit, ignored), each bool (thresholds, D).
+
+    iou (D, G), detections by falling score. Each takes the free true box of highest IoU, if that is at the
+    threshold; a true box is taken once. One that only a crowd covers is ignored: neither right nor wrong.
+    """
+    hit, ignored = np.zeros((2, len(thresholds), len(iou)), bool)
+    if not iou.shape[1]:
+        return hit, ignored
+    free, levels = np.ones((len(thresholds), iou.shape[1]), bool), np.minimum(thresholds, 1 - 1e-10)
+    for d, row in enumerate(iou):
+        possible = np.where(free & ~crowd, row, -1)
+        best = possible.shape[1] - 1 - possible[:, ::-1].argmax(1)  # the last of equals, as pycocotools
+        hit[:, d] = possible.max(1) >= levels
+        free[hit[:, d], best[hit[:, d]]] = False
+        ignored[:, d] = ~hit[:, d] & (np.where(crowd, row, -1).max() >= levels)
+    return hit, ignored
+
+
+def coco_average_precision(truth, found, classes, max_detections=100):
+    """AP (classes, thresholds) of detections, COCO's 101-point definition; nan for a class without true boxes.
+
+    truth, found: a dict an image; truth has boxes (G, 4), labels (G,), difficult (G,), found has boxes, scores,
+    labels. Difficult objects count as COCO's crowds: not to be found, and detections on them are ignored. At each
+    recall 0, 0.01 ... 1 the highest precision at that recall or more is taken, 0 where it is never reached.
+    Equal to pycocotools' precision averaged over recalls (area "all").
+    """
+    result = np.full((classes, len(COCO_THRESHOLDS)), np.nan)
+    for c in range(classes):
+        scores, hits, ignores, positives = [], [], [], 0
+        for t, f in zip(truth, found):
+            t_rows, f_rows = t["labels"] == c, np.flatnonzero(f["labels"] == c)
+            f_rows = f_rows[np.argsort(-f["scores"][f_rows], kind="stable")[:max_detections]]
+            crowd = t["difficult"][t_rows]
+            hit, ignored = coco_match(overlaps(f["boxes"][f_rows].astype(float), t["boxes"][t_rows].astype(float), crowd), crowd)
+            scores.append(f["scores"][f_rows]), hits.append(hit), ignores.append(ignored)
+            positives += (~crowd).sum()
+        if positives == 0:
+            continue
+        order = np.argsort(-np.concatenate(scores), kind="stable")
+        hits, ignores = np.concatenate(hits, 1)[:, order], np.concatenate(ignores, 1)[:, order]
+        tp, fp = hits.cumsum(1), (~hits & ~ignores).cumsum(1)
+        for i in range(len(COCO_THRESHOLDS)):
+            precision = tp[i] / (tp[i] + fp[i] + np.spacing(1))
+            envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0)
+            reached = np.searchsorted(tp[i] / positives, np.linspace(0, 1, 101), side="left")
+            result[c, i] = envelope[reached].mean()
+    return result
+
+
+def voc_average_precision(hits, positives):
+    """VOC2007's 11-point AP of hits (bool, by falling score) among `positives` true ones; nan if there are none.
+
+    The mean over the recalls 0, 0.1 ... 1 of the highest precision at that recall or more (Everingham et al. 2010, Eq. 1).
+    """
+    if positives == 0:
+        return float("nan")
+    tp = np.cumsum(hits)
+    recall, precision = tp / positives, tp / np.arange(1, len(tp) + 1)
+    return float(np.mean([precision[recall >= r - 1e-9].max(initial=0) for r in np.linspace(0, 1, 11)]))
+
+
+def voc_detection_ap(truth, found, classes, threshold=0.5):
+    """VOC2007's AP (classes,) at an IoU; arguments as coco_average_precision.
+
+    A detection belongs to the true box of highest IoU: the first on a box is right, further ones are wrong,
+    any number on a difficult one are not counted.
+    """
+    result = []
+    for c in range(classes):
+        scored, positives = [], 0  # (score, right) of what counts
+        for t, f in zip(truth, found):
+            t_rows, f_rows = t["labels"] == c, np.flatnonzero(f["labels"] == c)
+            f_rows = f_rows[np.argsort(-f["scores"][f_rows], kind="stable")]
+            difficult, iou = t["difficult"][t_rows], overlaps(f["boxes"][f_rows].astype(float), t["boxes"][t_rows].astype(float))
+            positives += (~difficult).sum()
+            taken = set()
+            for row, s in zip(iou, f["scores"][f_rows]):
+                best = row.argmax() if len(row) else None
+                hit = best is not None and row[best] >= threshold
+                if not (hit and difficult[best]):
+                    scored.append((s, hit and best not in taken))
+                    taken |= {best} if hit else set()
+        scored.sort(key=lambda pair: -pair[0])
+        result.append(voc_average_precision(np.array([right for _, right in scored], bool), positives))
+    return np.array(result)
+
+
+def box_metrics(data, found):
+    """{"ap", "ap50", "ap75", "voc07_ap50", "ap50_by_class"} of detections of a BoxSet; the first three are COCO's."""
+    truth = [{"boxes": b.numpy(), "labels": l.numpy(), "difficult": d.numpy()} for b, l, d in zip(data.boxes, data.labels, data.difficult)]
+    ap = coco_average_precision(truth, found, len(data.classes))
+    mean = lambda values: float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
+    return {"ap": mean(ap), "ap50": mean(ap[:, 0]), "ap75": mean(ap[:, 5]), "voc07_ap50": mean(voc_detection_ap(truth, found, len(data.classes))),
+            "ap50_by_class": {name: None if np.isnan(v) else v for name, v in zip(data.classes, ap[:, 0].tolist())}}
+
+
+def draw_detections(path, data, found, n=8, threshold=0.5):
+    """Writes a picture of the first n images of a BoxSet: true boxes dashed, detections above the threshold solid."""
+    plt = pairs.pyplot()
+
+    n = min(n, len(data))
+    figure, axes = plt.subplots(math.ceil(n / 4), min(n, 4), figsize=(4 * min(n, 4), 3.4 * math.ceil(n / 4)), squeeze=False, layout="constrained")
+    colors = plt.get_cmap("tab10").colors
+    for i, axis in enumerate(axes.flat):
+        axis.axis("off")
+        if i >= n:
+            continue
+        axis.imshow(data.image(i).permute(1, 2, 0).numpy())
+        sure = found[i]["scores"] >= threshold
+        for boxes, labels, style in ((data.boxes[i].numpy(), data.labels[i].numpy(), {"ls": ":", "lw": 1.2, "ec": "white"}),
+                                     (found[i]["boxes"][sure], found[i]["labels"][sure], {"ls": "-", "lw": 1.6})):
+            for (x1, y1, x2, y2), label in zip(boxes, labels):
+                axis.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, **{"ec": colors[label % 10]} | style))
+    handles = [plt.Line2D([], [], color=colors[i % 10], label=name) for i, name in enumerate(data.classes[:10])]
+    handles += [plt.Line2D([], [], color="gray", ls=":", label="true box (white)")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=6)
+    figure.suptitle(f"{data.name}: detections with a score of at least {threshold}")
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+# --------------------------------------------------------------------------------------- invariance
+
+TRANSFORMS = ("crop", "flip", "jitter", "gray", "blur", "solarize", "rotation", "noise", "patch")
+
+
+def transform_images(images, name, view, generator):
+    """uint8 images (N, 3, S, S) under one of TRANSFORMS, each image with its own draw; strengths are the view's.
+
+    Outside of any pipeline here: rotation up to 30 degrees either way, noise of standard deviation 0.1, and a
+    patch, half the side, of another image of the batch, in a random place.
+    """
+    n, _, size, _ = images.shape
+    x = images.float() / 255
+    if name == "crop":
+        x = pairs.random_resized_crop(images, view.crop or (0.2, 1.0), 0, generator)
+    elif name == "flip":
+        x = x.flip(3)
+    elif name == "jitter":
+        x = pairs.color_jitter(x, view.jitter, generator)
+    elif name == "gray":
+        x = pairs.grayscale(x)
+    elif name == "blur":
+        x = pairs.gaussian_blur(x, view.sigma, generator)
+    elif name == "solarize":
+        x = pairs.solarize(x)
+    elif name == "rotation":
+        angle = pairs.uniform(-math.pi / 6, math.pi / 6, n, generator)
+        turn = torch.stack([angle.cos(), -angle.sin(), 0 * angle, angle.sin(), angle.cos(), 0 * angle], 1).view(n, 2, 3)
+        x = F.grid_sample(x, F.affine_grid(turn, x.shape, align_corners=False), padding_mode="reflection", align_corners=False)
+    elif name == "noise":
+        x = x + 0.1 * torch.randn(x.shape, generator=generator)
+    elif name == "patch":
+        half, other = size // 2, x.roll(1, 0)
+        for i, (top, left) in enumerate(torch.randint(size - half + 1, (n, 2), generator=generator).tolist()):
+            x[i, :, top : top + half, left : left + half] = other[i, :, top : top + half, left : left + half]
+    return (x.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def variance_of_category(h, labels):
+    """The variance of features h (N, d) that the category accounts for, summed over features: between classes.
+
+    The unbiased estimate of one-way analysis of variance with n images a class: variance of the class means
+    - variance within classes / n; not below 0.
+    """
+    classes = [h[labels == c] for c in labels.unique()]
+    means = torch.stack([rows.mean(0) for rows in classes])
+    within = torch.stack([rows.var(0) / len(rows) for rows in classes if len(rows) > 1]).mean(0)
+    return (means.var(0) - within).sum().clamp(min=0).item()
+
+
+def variance_of_factor(h, changed):
+    """The variance of features that a factor accounts for, summed over features: half the mean |h - h'|^2 of rows
+    (N, d) that differ in that factor alone (Jansen 1999, Eq. 10: the total effect, interactions included)."""
+    return ((h - changed).square().sum(1).mean() / 2).item()
+
+
+def share_of_factor(h, changed, labels):
+    """How much a factor moves features h (N, d), relative to the category. Between 0 and 1:
+
+        share = V_factor / (V_factor + V_category)
+
+    0: the features ignore the factor; 0.5: it moves them as much as the category does; 1: the category does
+    not move them. `changed` (N, d) are the features of the same images after a change of the factor alone, V as in
+    variance_of_factor and variance_of_category. Features are standardised first, so that a wide one does not rule.
+    """
+    std = h.std(0)
+    h, changed = (v[:, std > 1e-6] / std[std > 1e-6] for v in (h, changed))
+    factor, category = variance_of_factor(h, changed), variance_of_category(h, labels)
+    return factor / (factor + category) if factor + category > 0 else float("nan")
+
+
+def scene_changes(seed, image_size, n=1000):
+    """Scenes of held-out categories: (labels, images, {factor: the same scenes, one factor drawn again})."""
+    classes = pairs.HELD_OUT_CATEGORIES
+    shapes = pairs.sample_shapes(classes, pairs.stream("shapes", "held-out", seed))
+    generator, labels = pairs.stream("invariance", seed), torch.arange(n) % classes
+    factors = pairs.sample_factors(labels, generator)
+    # equal pixel noise before and after, but where noise is the factor
+    render = lambda factors, noise=0: pairs.render_scenes(factors, shapes, image_size, pairs.stream("pixels", seed, noise))[0]
+    return labels, render(factors), {f: render(pairs.redraw(factors, f, generator), int(f == "noise")) for f in pairs.FACTORS}
+
+
+def image_changes(found, view, seed, n=1000):
+    """Images of an ImageSet: (labels, images, {transformation: the same images transformed})."""
+    labels, images = found.labels[:n], found.images[:n]
+    generator, chunks = pairs.stream("transformations", seed), images.split(128)
+    return labels, images, {name: torch.cat([transform_images(chunk, name, view, generator) for chunk in chunks]) for name in TRANSFORMS}
 
 
 # --------------------------------------------------------------------------------- collapse signals
@@ -353,8 +819,7 @@ class Run:
         if data is None:
             print(f"No labelled --data was given, so no table. Later: python evaluate.py linear {self.folder} --data DIR")
             return
-        names = ["scenes", "scenes-held-out"] if data == "scenes" else [data]
-        show_table(evaluate_run(self.folder, ["linear", "knn"], names, self.device), self.config["pairs"])
+        show_table(evaluate_run(self.folder, ["linear", "knn"], default_data(self.config), self.device), self.config["pairs"])
         print(f"{self.folder} holds pairs.png, curves.png, result.json, backbone.pt and the log.")
 
 
@@ -386,52 +851,132 @@ def read_config(run):
     return json.loads(file.read_text())
 
 
-def evaluate_run(run, heads, data_names, device, root=None, download=False):
-    """Evaluates a run's backbone with the heads on each named data set, and adds the results to result.json.
+def add_results(run, results):
+    """Adds {head: {data: result}} to a run's result.json; whatever else it holds stays, also what another process
+    adds at the same moment (a lock on result.json.lock, where the operating system has them)."""
+    with open(Path(run) / "result.json.lock", "w") as lock:
+        if fcntl:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file closes, or the process dies
+        file = Path(run) / "result.json"
+        stored = json.loads(file.read_text()) if file.exists() else {}
+        for head, by_data in results.items():
+            stored.setdefault(head, {}).update(by_data)
+        write_json(file, stored)
 
-    Returns {head: {data: result}} of what was evaluated now; other keys of result.json stay.
+
+# ------------------------------------------------------------------------------- evaluations of a run
+
+
+def default_data(config):
+    """The data sets that a run is evaluated on unless told: its own, and with scenes also the held-out categories."""
+    if config["data"] is None:
+        raise UserError("there is no data set of its own to evaluate on: name one with --data")
+    return ["scenes", "scenes-held-out"] if config["data"] == "scenes" else [config["data"]]
+
+
+def load_splits(config, data, root=None, download=False):
+    """The ImageSets (train, test, val or None) of `data` as the run of this config saw or would have seen them."""
+    limit = config["limit"] if data == config["data"] else None
+    return [pairs.load_images(data, split, config["image_size"], limit, config["seed"], root or config["root"], download)
+            for split in ("train", "test", "val")]
+
+
+def evaluate_run(run, heads, data_names, device, root=None, download=False, **options):
+    """Evaluates a run's backbone with the heads "knn", "linear", "transfer" (linear by another name) or "finetune" on
+    each named data set, and adds the results to result.json.
+
+    Returns {head: {data: result}} of what was evaluated now. `options` go to fine_tune.
     """
-    run, config = Path(run), read_config(run)
+    config = read_config(run)
     trained, untrained = (b.to(device) for b in load_backbone(run))
     results = {head: {} for head in heads}
     for data in data_names:
         print(f"evaluating the trained and the untrained backbone on {data}: {', '.join(heads)}", flush=True)
-        train, test = (
-            pairs.load_images(data, split, config["image_size"], config["limit"] if data == config["data"] else None,
-                              config["seed"], root or config["root"], download)
-            for split in ("train", "test"))
-        for head, result in judge(heads, trained, untrained, train, test).items():
-            results[head][train.name] = result
-    file = run / "result.json"
-    stored = json.loads(file.read_text()) if file.exists() else {}
-    for head in heads:
-        stored.setdefault(head, {}).update(results[head])
-    write_json(file, stored)
+        train, test, val = load_splits(config, data, root, download)
+        for head in heads:
+            if head == "knn" and train.labels.ndim > 1:
+                raise UserError(f"knn: the images of {data} have several classes each; use transfer")
+            name = train.name if head != "finetune" else f"{train.name}, {options['fraction']:g} of the labels"
+            results[head][name] = judge({"transfer": "linear"}.get(head, head), trained, untrained, train, test, val, **options)
+            add_results(run, {head: {name: results[head][name]}})
+    return results
+
+
+def detect_run(run, data, device, init="run", kind="c4", size=(800,), steps=24000, batch_size=16, lr=0.02, rois=512, roi_size=14, seed=0):
+    """Trains and tests a detector on a run's backbone (init "run") or a new one (init "random"): (name, result).
+
+    The result is added to result.json; the run folder gets detections.png, or detections-random.png.
+    """
+    config = read_config(run)
+    train, test = pairs.load_boxes(data, config["seed"], size[-1])
+    backbone, _ = load_backbone(run)
+    torch.manual_seed(seed)
+    if init == "random":
+        backbone, _ = build_backbone(config["backbone"], config["image_size"])
+    model = build_detector(backbone, len(train.classes), kind, size, rois, roi_size).to(device)
+    print(f"{kind} detector, init {init}: {len(train)} training and {len(test)} test images of {train.name}, {len(train.classes)} classes", flush=True)
+    train_detector(model, train, steps, batch_size, lr, seed)
+    found = detect(model, test)
+    options = {"kind": kind, "size": list(size), "steps": steps, "batch_size": batch_size, "lr": lr, "rois": rois, "roi_size": roi_size}
+    result = box_metrics(test, found) | {"init": init, "seed": seed, **options, "n_train": len(train), "n_test": len(test), "classes": len(train.classes)}
+    name = f"{train.name}, {kind}, init {init}, seed {seed}"
+    add_results(run, {"detect": {name: result}})
+    draw_detections(Path(run) / ("detections.png" if init == "run" else f"detections-{init}.png"), test, found)
+    return name, result
+
+
+def invariance_run(run, device, data=None, root=None, download=False):
+    """Shares of the nuisance factors of scenes, and of image transformations on `data`, added to result.json.
+
+    Returns {data: {"factors": {name: {"share", "untrained", "inside"}}, ...}}, see share_of_factor; "inside" says
+    whether the run's augmentation has the factor, or imitates it. Image transformations are applied to test images
+    of `data`, of the run's own if None (of held-out categories with scenes).
+    """
+    config = read_config(run)
+    size, view = config["image_size"], pairs.Augmentation()
+    if config["method"]:
+        view = pairs.make_views(argparse.Namespace(**config), size)[0]
+    inside = {name for name in pairs.Augmentation.SWITCHES if view.without([name]) != view}
+    models = dict(zip(("share", "untrained"), (b.to(device) for b in load_backbone(run))))
+    results, data = {}, data or (default_data(config)[-1] if config["data"] else "scenes-held-out")
+    found = pairs.load_images(data, "test", size, None, config["seed"], root or config["root"], download)
+    for name, (labels, images, changes) in (("factors of scenes", scene_changes(config["seed"], size)),
+                                            (f"transformations of {found.name}", image_changes(found, view, config["seed"]))):
+        factors = {f: {"inside": pairs.FACTORS.get(f, f) in inside} for f in changes}
+        for which, model in models.items():
+            h = features(model, images, what=f"invariance to {name}").cpu()
+            for f, changed in changes.items():
+                factors[f][which] = share_of_factor(h, features(model, changed, what=f"invariance to {f}").cpu(), labels)
+        results[name] = {"factors": factors, "n": len(labels), "classes": len(labels.unique())}
+    add_results(run, {"invariance": results})
     return results
 
 
 def show_table(results, pair_kind):
     """Prints {head: {data: result}} as a table with chance, the untrained backbone, and how to read it."""
-    title = {"linear": "linear probe", "knn": "weighted kNN"}
-    print(f"\n{'':14}{'data':18}{'classes':>8}{'chance':>9}{'untrained':>11}{'this run':>10}")
+    title = {"linear": "linear probe", "knn": "weighted kNN", "transfer": "linear probe", "finetune": "fine-tuned"}
+    names = [data for by_data in results.values() for data in by_data]
+    wide = max(18, *(len(name) + 2 for name in names))
+    print(f"\n{'':14}{'data':{wide}}{'classes':>8}{'chance':>9}{'untrained':>11}{'this run':>10}")
     for head, by_data in results.items():
         for data, r in by_data.items():
-            print(f"{title[head]:14}{data:18}{r['classes']:8}{r['chance']:9.3f}{r['untrained']:11.3f}{r['accuracy']:10.3f}")
-    print("Test accuracy of frozen backbone features. kNN: k = 200, temperature 0.1.")
-    names = [data for by_data in results.values() for data in by_data]
+            print(f"{title[head]:14}{data:{wide}}{r['classes']:8}{r['chance']:9.3f}{r['untrained']:11.3f}{r['accuracy']:10.3f}")
+    metrics = {r.get("metric", "top-1") for by_data in results.values() for r in by_data.values()} - {"top-1"}
+    unusual = f" The metric is {' or '.join(sorted(metrics))} where that is the set's own." if metrics else ""
+    if "finetune" in results:
+        print("Test accuracy with all layers trained; untrained: the same from a random start." + unusual)
+    else:
+        print("Test accuracy of frozen backbone features." + (" kNN: k = 200, temperature 0.1." if "knn" in results else "") + unusual)
     if "scenes-held-out" in names:
         print("The headline is scenes-held-out: categories that no pretraining image shows. Semantic pairs use")
         print("labels, so on seen categories that arm has an advantage that is not self-supervised.")
-    elif pair_kind != "augmented":
+    elif pair_kind not in (None, "augmented") and "transfer" not in results:
         print("These categories were seen in pretraining, and semantic pairs use their labels: not a self-supervised figure.")
 
 
 def draw_curves(folder):
     """curves.png of a run folder: loss and the two collapse signals over the epochs."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pairs.pyplot()
 
     lines = [json.loads(line) for line in open(folder / "log.jsonl")] if (folder / "log.jsonl").exists() else []
     if not lines:
@@ -450,25 +995,280 @@ def draw_curves(folder):
     plt.close(figure)
 
 
+# --------------------------------------------------------------------------------------- comparison
+
+FREE = {"seed", "pairs", "arm", "data", "root", "download", "device", "out", "resume"}  # may differ between matched runs
+ARM_COLORS = {"untrained": "0.6", "augmented": "tab:orange", "semantic": "tab:blue"}
+
+
+def arm_of(config):
+    """"augmented" or "semantic" (a curated list counts as semantic, unless its matched baseline was asked for)."""
+    if config["pairs"] in ("augmented", "semantic", None):
+        return config["pairs"] or "any"
+    return config["arm"]
+
+
+def data_of(config):
+    """What a run was trained on: the data set's name, and the pair list's if there is one."""
+    names = [Path(config["data"]).name] if config["data"] else []
+    return " ".join(names + ([Path(config["pairs"]).name] if config["pairs"] not in ("augmented", "semantic", None) else []))
+
+
+def measures(results):
+    """The numbers {(head, data): {"value", "untrained", "chance"}} of a result.json; a detector's number is its AP50."""
+    found = {}
+    for head, by_data in results.items():
+        for data, r in by_data.items():
+            if head == "invariance":
+                found |= {(f"share of {factor}", data): {"value": v["share"], "untrained": v["untrained"]} for factor, v in r["factors"].items()}
+            elif head == "detect":
+                found |= {(f"detect {key.upper()}", data): {"value": r[key]} for key in ("ap50", "ap")}
+            else:
+                found[head, data] = {"value": r["accuracy"], "untrained": r["untrained"], "chance": r["chance"]}
+    return found
+
+
+def student_t(df, level=0.95):
+    """The quantile t with P(|T| < t) = level of Student's t with df degrees of freedom.
+
+    With t = sqrt(df) tan(a), P is the integral of cos(x)^(df - 1) over |x| < a, as a share of that over |x| < pi / 2.
+    """
+    a = np.linspace(0, math.pi / 2, 200001)
+    density = np.cos(a) ** (df - 1)
+    area = np.append(0, np.cumsum((density[1:] + density[:-1]) / 2))
+    return math.sqrt(df) * math.tan(np.interp(level, area / area[-1], a))
+
+
+def interval(differences, level=0.95):
+    """(mean, low, high) of paired differences: Student's t interval; low and high are nan for fewer than two."""
+    mean, n = float(np.mean(differences)), len(differences)
+    half = student_t(n - 1, level) * float(np.std(differences, ddof=1)) / math.sqrt(n) if n > 1 else float("nan")
+    return mean, mean - half, mean + half
+
+
+def compare(runs):
+    """Rows of the comparison, a dict each, of run folders: one for each method, pretraining data and measure.
+
+    "augmented", "semantic" and "any" hold {seed: value}; "difference" is (mean, low, high) of semantic - augmented
+    over the seeds that both arms have, with a 95 % interval (Student's t), or None. Raises UserError when runs of one
+    method and data differ in a setting that should be matched, and when two runs are the same arm and seed.
+    """
+    groups = {}
+    for run in map(Path, runs):
+        config = read_config(run)
+        file = run / "result.json"
+        if not file.is_file():
+            raise UserError(f"{run} has no result.json: evaluate it first, e.g. python evaluate.py linear {run}")
+        groups.setdefault((config["method"] or config["backbone"], data_of(config)), []).append((run, config, json.loads(file.read_text())))
+    rows = []
+    for (method, data), members in groups.items():
+        first_run, first, _ = members[0]
+        for run, config, _ in members[1:]:
+            for name in sorted((set(vars_of(first)) | set(vars_of(config))) - FREE):
+                if config.get(name) != first.get(name):
+                    raise UserError(f"not matched, so not comparable: {name} is {first.get(name)} in {first_run} and {config.get(name)} in {run}")
+        for measure in dict.fromkeys(m for *_, results in members for m in measures(results)):
+            row = {"method": method, "data": data, "measure": " ".join(measure), "untrained": {}, "chance": None}
+            for run, config, results in members:
+                if measure in (found := measures(results)):
+                    arm = row.setdefault(arm_of(config), {})
+                    if config["seed"] in arm:
+                        raise UserError(f"{run}: another run of {method}, {arm_of(config)} pairs, seed {config['seed']} is there already")
+                    arm[config["seed"]] = found[measure]["value"]
+                    row["chance"] = found[measure].get("chance")
+                    if "untrained" in found[measure]:
+                        row["untrained"][config["seed"]] = found[measure]["untrained"]
+            a, s = row.get("augmented", {}), row.get("semantic", {})
+            both = sorted(a.keys() & s.keys())
+            row["seeds"], row["difference"] = both, interval([s[k] - a[k] for k in both]) if both else None
+            rows.append(row)
+    return rows
+
+
+def mean_and_deviation(values):
+    """"0.123 ± 0.045 (3)": mean, standard deviation (n - 1), n; without ± for one value, "" for none."""
+    values = list(values.values())
+    if not values:
+        return ""
+    deviation = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{deviation} ({len(values)})"
+
+
+def write_comparison(rows, folder):
+    """Writes comparison.md, comparison.csv (raw values of each seed) and comparison.png; returns the Markdown."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    arms = ["untrained", *(arm for arm in ("any", "augmented", "semantic") if any(row.get(arm) for row in rows))]
+    lines = [f"| method | pretrained on | measure | {' | '.join(arms)} | semantic - augmented [95 %] | each seed |", "|---" * (5 + len(arms)) + "|"]
+    with open(folder / "comparison.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["method", "data", "measure", "arm", "seed", "value"])
+        for row in rows:
+            difference = each = ""
+            if row["difference"]:
+                mean, low, high = row["difference"]
+                difference = f"{mean:+.3f}" + (f" [{low:+.3f}, {high:+.3f}]" if low == low else "")
+                each = ", ".join(f"{row['semantic'][k] - row['augmented'][k]:+.3f}" for k in row["seeds"])
+            cells = [mean_and_deviation(row.get(arm, {})) for arm in arms]
+            lines.append(f"| {' | '.join([row['method'], row['data'], row['measure'], *cells, difference, each])} |")
+            for arm in arms:
+                table.writerows([row["method"], row["data"], row["measure"], arm, seed, value] for seed, value in sorted(row.get(arm, {}).items()))
+    (folder / "comparison.md").write_text("\n".join(lines) + "\n")
+    draw_comparison(rows, folder / "comparison.png")
+    return "\n".join(lines)
+
+
+def draw_comparison(rows, path, panels=6):
+    """A picture of the first measures (accuracies, AP50): methods side by side, a point for each seed, a bar at the mean."""
+    plt = pairs.pyplot()
+    rows = [row for row in rows if not row["measure"].startswith(("share of", "detect AP "))] or rows
+    shown = list(dict.fromkeys(row["measure"] for row in rows))[:panels]
+    figure, axes = plt.subplots(math.ceil(len(shown) / 3), min(3, len(shown)), figsize=(4.2 * min(3, len(shown)), 3.4 * math.ceil(len(shown) / 3)), squeeze=False)
+    for axis, measure in zip(axes.flat, shown):
+        here = [row for row in rows if row["measure"] == measure]
+        for x, row in enumerate(here):
+            for arm, offset in (("untrained", 0), ("any", 0), ("augmented", -0.15), ("semantic", 0.15)):
+                values = list(row.get(arm, {}).values())
+                if values:
+                    color = ARM_COLORS.get(arm, "black")
+                    axis.plot([x + offset] * len(values), values, "o", ms=4, color=color, alpha=0.7, label=arm if x == 0 else None)
+                    axis.hlines(np.mean(values), x + offset - 0.12, x + offset + 0.12, color=color)
+        several = len({row["data"] for row in here}) > 1
+        axis.set_xticks(range(len(here)), [row["method"] + (f"\n{row['data']}" if several else "") for row in here], fontsize=8)
+        if here[0]["chance"]:
+            axis.axhline(here[0]["chance"], color="0.6", ls=":", lw=1, label="chance")
+        axis.set_title(measure, fontsize=9), axis.set_ylim(bottom=0), axis.set_xlim(-0.5, len(here) - 0.5), axis.grid(axis="y", alpha=0.3)
+    for axis in axes.flat[len(shown) :]:
+        axis.axis("off")
+    handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels())}
+    figure.tight_layout(rect=(0, 0.25 / figure.get_figheight(), 1, 1))
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles), frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_invariance(runs, path):
+    """A picture of the shares in the runs' result.json: a panel for each method, a row for each factor, a point for
+    each run, the mean larger; factors inside the augmentation pipeline above, those outside it below."""
+    plt, by_method = pairs.pyplot(), {}
+    for run in map(Path, runs):
+        config = read_config(run)
+        shares = json.loads((run / "result.json").read_text())["invariance"]
+        by_method.setdefault(config["method"] or config["backbone"], []).append((arm_of(config), shares))
+    kinds = list(dict.fromkeys(kind.split(" of ")[0] for members in by_method.values() for _, shares in members for kind in shares))
+    figure, axes = plt.subplots(len(kinds), len(by_method), figsize=(2 + 2.7 * len(by_method), 3.2 * len(kinds)), squeeze=False, sharex=True, sharey="row")
+    for column, (method, members) in enumerate(by_method.items()):
+        for axis, kind in zip(axes[:, column], kinds):
+            tables = [(arm, r["factors"]) for arm, shares in members for name, r in shares.items() if name.startswith(kind)]
+            factors = sorted(tables[0][1], key=lambda f: tables[0][1][f]["inside"])  # outside first: at the bottom
+            outside = sum(not tables[0][1][f]["inside"] for f in factors)
+            series = [("untrained", "untrained", tables)] + [(arm, "share", [t for t in tables if t[0] == arm]) for arm in dict.fromkeys(a for a, _ in tables)]
+            for label, key, chosen in series:
+                values = np.array([[table[f][key] for f in factors] for _, table in chosen])
+                color, rows = ARM_COLORS.get(label, "black"), np.arange(len(factors))
+                axis.plot(values.mean(0), rows, "o", color=color, ms=7, label=label)
+                axis.plot(values.T, rows, ".", color=color, alpha=0.4, ms=4)
+            axis.set_yticks(rows, factors, fontsize=8), axis.set_xlim(0, 1), axis.grid(alpha=0.3)
+            axis.axhline(outside - 0.5, color="black", lw=0.8)
+            axis.text(0.02, outside - 0.45, "inside the pipeline", fontsize=6, va="bottom"), axis.text(0.02, outside - 0.55, "outside", fontsize=6, va="top")
+            axis.set_title(f"{method}: {next(n for _, s in members for n in s if n.startswith(kind))}", fontsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel("share (0: ignored, 0.5: as the category)", fontsize=8)
+    figure.tight_layout(rect=(0, 0.3 / figure.get_figheight(), 1, 1))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 # ------------------------------------------------------------------------------------- command line
 
 
+def parse_args(argv=None):
+    sets = ", ".join([*pairs.SCENES, *pairs.TORCHVISION_SETS])
+    parser = pairs.Parser(description="Judge the backbone of a run folder; results go to its result.json.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name, text, runs=None):
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("run", nargs=runs or "?", help="run folder, e.g. runs/simclr-semantic-scenes-seed0")
+        if name == "compare":
+            return sub
+        sub.add_argument("--backbone-file", help="instead of a run: a file of weights with torchvision's key names; only a classifier may be left over")
+        sub.add_argument("--backbone", help="its architecture: convnet, or a classification model of torchvision")
+        sub.add_argument("--image-size", type=pairs.positive_int, default=224, help="with --backbone-file: side of the images in pixels; up to 64 a ResNet has the CIFAR stem [224]")
+        sub.add_argument("--out", help="with --backbone-file: folder for the results [runs/<backbone>-<file>]")
+        sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
+        if name != "detect":
+            sub.add_argument("--root", help="folder of torchvision's data sets [the run's]")
+            sub.add_argument("--download", action="store_true", help="let torchvision download the data sets")
+        return sub
+
+    for name, text in (("knn", "weighted kNN (k 200, temperature 0.1) on frozen features"),
+                       ("linear", "linear probe on frozen features, by L-BFGS, L2 strength chosen on validation images"),
+                       ("transfer", "linear probe on other data sets, each with its own metric")):
+        add = command(name, text).add_argument
+        add("--data", nargs="+", required=name == "transfer", help=f"{sets}; or folders of class folders" + ("" if name == "transfer" else " [the run's]"))
+    add = command("finetune", "fine-tuning of all layers, learning rate chosen on validation images").add_argument
+    add("--data", nargs="+", help=f"{sets}; or folders of class folders [the run's]")
+    add("--fraction", type=pairs.fraction, default=1.0, help="share of the labelled images to train on, e.g. 0.01, 0.1, 1 [1]")
+    add("--steps", type=pairs.positive_int, default=1000, help="steps of each of the five trainings (ssl-transfer: 5000) [1000]")
+    add("--batch-size", type=pairs.positive_int, default=64, help="images in a step (ssl-transfer: 64) [64]")
+    add("--seed", type=int, default=0, help="of the classifier, the order and the crops [0]")
+    add = command("detect", "Faster R-CNN on the backbone, all layers trained; defaults: MoCo's protocol for VOC 07+12").add_argument
+    add("--data", nargs="+", required=True, help="scenes, or folders of the Pascal VOC layout, e.g. VOC2007 VOC2012")
+    add("--init", choices=["run", "random"], default="run", help="the run's backbone, or a new one: the from-scratch baseline [run]")
+    add("--detector", choices=["c4", "fpn"], default="c4", help="c4: last stage as box head (MoCo); fpn: feature pyramid [c4]")
+    add("--size", type=pairs.positive_int, nargs="+", help="short sides in pixels, one is drawn for each training image, the last is for testing [480 512 ... 800; scenes 128]")
+    add("--steps", type=pairs.positive_int, help="training steps [24000; scenes 400]")
+    add("--batch-size", type=pairs.positive_int, help="images in a step [16; scenes 8]")
+    add("--lr", type=pairs.positive_float, default=0.02, help="peak learning rate for 16 images: a step uses lr * batch / 16 [0.02]")
+    add("--rois", type=pairs.positive_int, help="RoIs of an image in the box loss: fewer are faster [512; scenes 64]")
+    add("--roi-size", type=pairs.positive_int, help="side of RoIAlign's output with c4, before the last stage [14; scenes 7]")
+    add("--seed", type=int, default=0, help="of the detector's weights, the order and the flips [0]")
+    add = command("invariance", "which nuisance factors the features ignore; several runs are drawn into one picture", "*").add_argument
+    add("--data", help=f"images to transform: {sets}; or a folder of class folders [the run's; scenes: scenes-held-out]")
+    add("--picture", help="the picture's file [invariance.png in the first run's folder]")
+    add = command("compare", "semantic against augmented pairs, over matched runs and equal seeds", "+").add_argument
+    add("--out", default="comparison", help="folder for comparison.md, comparison.csv and comparison.png [comparison]")
+    return parser.parse_args(argv)
+
+
 def main():
-    parser = argparse.ArgumentParser(description="Judge the frozen backbone of a run folder; results go to its result.json.")
-    parser.add_argument("head", choices=["knn", "linear"], help="weighted kNN (k 200, temperature 0.1), or logistic regression by L-BFGS")
-    parser.add_argument("run", help="run folder, e.g. runs/simclr-semantic-scenes-seed0")
-    parser.add_argument("--data", help="scenes, scenes-held-out, cifar10, cifar100, stl10, svhn, or a folder of class folders [the run's]")
-    parser.add_argument("--root", help="folder of torchvision's data sets [the run's]")
-    parser.add_argument("--download", action="store_true", help="let torchvision download the data set")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
-    args = parser.parse_args()
-    config = read_config(args.run)
-    data = args.data or config["data"]
-    if data is None:
-        raise UserError(f"{args.run} was trained on a list without --data: name one with --data")
-    names = ["scenes", "scenes-held-out"] if data == "scenes" else [data]
-    results = evaluate_run(args.run, [args.head], names, pick_device(args.device), args.root, args.download)
-    show_table(results, config["pairs"])
+    args = parse_args()
+    if args.command == "compare":
+        print(write_comparison(compare(args.run), args.out))
+        print(f"\n{args.out} holds comparison.md, comparison.csv and comparison.png")
+        return
+    device = pick_device(args.device)
+    if args.backbone_file:
+        if args.run or not args.backbone:
+            raise UserError("--backbone-file goes with --backbone NAME and without a run folder")
+        args.run = adopt(args.backbone_file, args.backbone, args.image_size, out=args.out)
+        args.run = [args.run] if args.command == "invariance" else args.run
+    if not args.run:
+        raise UserError("name a run folder, or --backbone-file FILE --backbone NAME")
+
+    if args.command == "invariance":
+        for run in args.run:
+            for name, found in invariance_run(run, device, args.data, args.root, args.download).items():
+                print(f"{run}: {name}\n{'':14}{'inside':>8}{'untrained':>11}{'this run':>10}")
+                for factor, r in found["factors"].items():
+                    print(f"{factor:14}{'yes' if r['inside'] else 'no':>8}{r['untrained']:11.3f}{r['share']:10.3f}", flush=True)
+        picture = args.picture or Path(args.run[0]) / "invariance.png"
+        draw_invariance(args.run, picture)
+        print(f"Share of a factor: its variance / (its variance + the category's). 0: ignored. Picture: {picture}")
+    elif args.command == "detect":
+        small = args.data == ["scenes"]
+        size = args.size or ([128] if small else list(range(480, 801, 32)))
+        name, r = detect_run(args.run, args.data, device, args.init, args.detector, size, args.steps or (400 if small else 24000),
+                             args.batch_size or (8 if small else 16), args.lr, args.rois or (64 if small else 512),
+                             args.roi_size or (7 if small else 14), args.seed)
+        print(f"{name}: AP {r['ap']:.3f}  AP50 {r['ap50']:.3f}  AP75 {r['ap75']:.3f}  (COCO)  AP50 {r['voc07_ap50']:.3f}  (VOC2007, 11 points)")
+    else:
+        config = read_config(args.run)
+        options = {key: getattr(args, key) for key in ("fraction", "steps", "batch_size", "seed") if key in args}
+        data = args.data or default_data(config)
+        show_table(evaluate_run(args.run, [args.command], data, device, args.root, args.download, **options), config["pairs"])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -121,6 +124,99 @@ def test_probe_chooses_its_strength_on_training_images_alone():
     assert a["validation"][a["l2"]] == max(a["validation"].values())
 
 
+def test_metrics_by_hand():
+    logits, y = torch.eye(3)[[0, 0, 1, 2]], torch.tensor([0, 1, 1, 2])  # class 1: one of two right
+    assert evaluate.score("top-1", logits, y) == 0.75
+    assert evaluate.score("mean per class", torch.eye(4)[[0, 0, 1, 0]], torch.tensor([0, 1, 1, 1])) == pytest.approx((1 + 1 / 3) / 2)
+    # by falling score: right, wrong, right; recall 0.5 from 1 of 1, recall 1 from 2 of 3; the difficult one is not counted
+    logits, y = torch.tensor([[4.0], [3], [2], [1]]), torch.tensor([[1], [0], [-1], [1]])
+    assert evaluate.score("11-point mAP", logits, y) == pytest.approx((6 + 5 * 2 / 3) / 11)
+
+
+def test_regressions_of_several_classes_an_image_leave_out_what_is_difficult():
+    torch.manual_seed(0)
+    x, y, l2 = torch.randn(100, 4, dtype=torch.float64), torch.randint(-1, 2, (100, 2)), 0.03
+    both = evaluate.logistic_regression(x, y, 2, l2)
+    for c in (0, 1):  # each class by itself, on the rows that count
+        rows, w = y[:, c] >= 0, both[:, c].clone().requires_grad_()
+        loss = F.binary_cross_entropy_with_logits(x[rows] @ w[:-1] + w[-1], y[rows, c].double(), reduction="sum") / 100 + l2 / 2 * w[:-1].square().sum()
+        assert torch.autograd.grad(loss, w)[0].abs().max() < 1e-4
+
+
+def labelled(n, seed, size=16):
+    """n images of two classes, more red or more blue, on noise."""
+    generator = torch.Generator().manual_seed(seed)
+    images, labels = torch.randint(0, 150, (n, 3, size, size), generator=generator, dtype=torch.uint8), torch.arange(n) % 2
+    images[torch.arange(n), 2 * labels] += 60
+    return pairs.ImageSet("colours", images, labels, ["red", "blue"])
+
+
+def test_a_set_with_validation_images_of_its_own_is_chosen_on_them():
+    train, val = labelled(20, 0), labelled(8, 1)
+    both, held, kept = evaluate.split_off_validation(train, val)
+    assert len(both) == 28 and torch.equal(both.images[held], val.images) and sorted(kept.tolist()) == list(range(20))
+    both, held, kept = evaluate.split_off_validation(train, None)
+    assert len(both) == 20 and len(held) == 4 and sorted([*held.tolist(), *kept.tolist()]) == list(range(20))
+    assert both.labels[held].sum() == 2 and both.labels[kept[:6]].sum() == 3  # balanced, and so is every prefix
+
+
+def test_fine_tuning_learns_on_a_share_of_the_labels_and_leaves_the_backbone():
+    torch.manual_seed(0)
+    backbone, _ = evaluate.build_backbone("convnet", 16)
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    found = evaluate.fine_tune(backbone, labelled(100, 0), labelled(40, 1), fraction=0.2, steps=30, batch_size=16, lrs=[0.1, 1e-6])
+    assert found["accuracy"] > 0.9 and found["lr"] == 0.1 and found["n_fitted"] == 20 and list(found["validation"]) == [0.1, 1e-6]
+    assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
+    assert evaluate.fine_tune(backbone, labelled(100, 0), labelled(40, 1), fraction=0.0, steps=1, batch_size=4, lrs=[0.1])["n_fitted"] == 2
+
+
+# -- invariance
+
+
+def test_the_share_of_a_factor_for_features_whose_answer_is_known():
+    torch.manual_seed(0)
+    labels, n = torch.arange(4000) % 20, 4000
+    category, factor, other = torch.randn(20)[labels], torch.randn(n), torch.randn(n)
+    ignores, only = torch.stack([category, other], 1), factor[:, None]
+    assert evaluate.share_of_factor(ignores, ignores, labels) == 0
+    assert evaluate.share_of_factor(only, torch.randn(n, 1), labels) == pytest.approx(1, abs=0.01)
+    # h = category + a factor of the same variance: half; in any unit, and beside a feature that is constant
+    spread = category[:20].std()
+    h, changed = ((category + spread * f)[:, None] for f in (factor, torch.randn(n)))
+    assert evaluate.share_of_factor(h, changed, labels) == pytest.approx(0.5, abs=0.02)
+    wider = lambda v: torch.cat([1000 * v, torch.ones(n, 1)], 1)
+    assert evaluate.share_of_factor(wider(h), wider(changed), labels) == pytest.approx(0.5, abs=0.02)
+    # variances in a ratio of 1 to 4
+    h, changed = ((2 * category + spread * f)[:, None] for f in (factor, torch.randn(n)))
+    assert evaluate.share_of_factor(h, changed, labels) == pytest.approx(0.2, abs=0.02)
+
+
+def test_the_variance_of_a_category_is_unbiased():
+    """Labels that mean nothing account for nothing on average, though class means differ by chance."""
+    torch.manual_seed(0)
+    labels = torch.arange(40) % 4
+    means = []
+    for _ in range(200):
+        h = torch.randn(40, 5)
+        classes = torch.stack([h[labels == c] for c in range(4)])
+        means.append((classes.mean(1).var(0) - classes.var(1).mean(0) / 10).sum().item())
+        assert evaluate.variance_of_category(h, labels) == pytest.approx(max(means[-1], 0), abs=1e-5)
+    assert abs(sum(means) / 200) < 0.05  # the biased one would be 0.5
+
+
+def test_every_factor_and_transformation_changes_the_images_and_nothing_else_moves():
+    labels, images, changes = evaluate.scene_changes(0, 24, n=40)
+    assert set(changes) == set(pairs.FACTORS) and all(c.shape == images.shape for c in changes.values())
+    assert all((c != images).flatten(1).any(1).float().mean() > 0.9 for c in changes.values())
+    again = evaluate.scene_changes(0, 24, n=40)[2]
+    assert all(torch.equal(again[f], c) for f, c in changes.items())
+    found = pairs.ImageSet("s", images, labels, ["a"])
+    _, same, transformed = evaluate.image_changes(found, pairs.Augmentation(), 0)
+    assert torch.equal(same, images) and set(transformed) == set(evaluate.TRANSFORMS)
+    assert all(t.dtype == torch.uint8 and not torch.equal(t, images) for t in transformed.values())
+    assert torch.equal(transformed["flip"], images.flip(3))
+
+
 # -- collapse signals
 
 
@@ -189,3 +285,44 @@ def test_mistakes_are_named(tmp_path):
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="--device nonsense"):
         evaluate.pick_device("nonsense")
+
+
+# -- weights from elsewhere, results
+
+
+def test_weights_of_torchvisions_format_are_taken_and_misfits_listed(tmp_path):
+    import torchvision
+
+    theirs = torchvision.models.resnet18(num_classes=7)
+    torch.save(theirs.state_dict(), tmp_path / "r.pth")
+    folder = evaluate.adopt(tmp_path / "r.pth", "resnet18", 96, out=tmp_path / "run")
+    trained, untrained = evaluate.load_backbone(folder)
+    theirs.fc = nn.Identity()
+    x = torch.randn(2, 3, 96, 96)
+    assert torch.equal(trained.eval()(x), theirs.eval()(x)) and not torch.equal(untrained.eval()(x), theirs(x))
+    assert evaluate.adopt(tmp_path / "r.pth", "resnet18", 96, out=tmp_path / "run") == folder  # the same again is no mistake
+
+    state = torch.load(tmp_path / "r.pth")
+    state["layer9.weight"] = state.pop("bn1.weight")
+    torch.save({"state_dict": state}, tmp_path / "wrong.pth")
+    with pytest.raises(UserError, match="bn1.weight is missing; layer9.weight is left over"):
+        evaluate.adopt(tmp_path / "wrong.pth", "resnet18", 96, out=tmp_path / "other")
+    with pytest.raises(UserError, match=r"conv1.weight is \(64, 3, 7, 7\) and should be \(64, 3, 3, 3\)"):
+        evaluate.adopt(tmp_path / "r.pth", "resnet18", 32, out=tmp_path / "other")
+    (tmp_path / "bad.pth").write_bytes(b"no weights")
+    with pytest.raises(UserError, match="bad.pth is not a file of weights"):
+        evaluate.adopt(tmp_path / "bad.pth", "resnet18", 96, out=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    torch.save(theirs.state_dict(), tmp_path / "r2.pth")
+    with pytest.raises(UserError, match="of another backbone"):
+        evaluate.adopt(tmp_path / "r2.pth", "resnet18", 96, out=tmp_path / "run")
+
+
+def test_results_of_evaluations_that_end_at_the_same_time_are_all_kept(tmp_path):
+    code = ("import sys, evaluate\n"
+            "for i in range(20): evaluate.add_results(sys.argv[1], {'knn': {f'{sys.argv[2]}-{i}': {'accuracy': i}}})\n")
+    root = Path(evaluate.__file__).parent
+    children = [subprocess.Popen([sys.executable, "-c", code, tmp_path, str(k)], cwd=root) for k in range(4)]
+    assert [child.wait() for child in children] == [0] * 4
+    stored = json.loads((tmp_path / "result.json").read_text())
+    assert len(stored["knn"]) == 80 and stored["knn"]["3-19"] == {"accuracy": 19}

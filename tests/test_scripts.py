@@ -1,6 +1,9 @@
 """The four scripts as a user runs them: each method on each kind of pairs, what it writes, its mistakes."""
 
+import contextlib
 import csv
+import importlib
+import io
 import json
 import re
 import subprocess
@@ -12,6 +15,7 @@ import torch
 from PIL import Image
 
 import evaluate
+import pairs
 
 ROOT = Path(__file__).parent.parent
 METHODS = ["simclr", "moco", "byol", "simsiam"]
@@ -22,6 +26,25 @@ def call(script, *arguments, ok=True):
     done = subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], capture_output=True, text=True)
     assert (done.returncode == 0) == ok, done.stdout + done.stderr
     return done
+
+
+def call_here(script, *arguments):
+    """As `call`, within this process, which is quicker: (exit status, what was printed, what was said of a mistake)."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", [script, *map(str, arguments)])
+        try:
+            pairs.run_cli(importlib.import_module(script.removesuffix(".py")).main)
+            status = 0
+        except SystemExit as end:
+            status = end.code
+    return status, out.getvalue(), err.getvalue()
+
+
+def printed(script, *arguments):
+    status, out, err = call_here(script, *arguments)
+    assert status == 0, out + err
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +99,9 @@ def test_a_list_without_data_trains_and_says_how_to_evaluate(photos, tmp_path):
         done = call("byol.py", "--pairs", photos / "list.csv", "--arm", arm, "--backbone", "convnet", *QUICK, "--out", tmp_path / arm)
         check_run(tmp_path / arm, {"pairs_per_epoch": 40, "arm": arm, "data": None})
         assert "--data DIR" in done.stdout and not (tmp_path / arm / "result.json").exists()
-    refused = call("evaluate.py", "knn", tmp_path / "semantic", ok=False)
-    assert refused.returncode == 2 and "--data" in refused.stderr
-    call("evaluate.py", "knn", tmp_path / "semantic", "--data", photos, "--device", "cpu")
+    status, _, error = call_here("evaluate.py", "knn", tmp_path / "semantic")
+    assert status == 2 and "--data" in error
+    printed("evaluate.py", "knn", tmp_path / "semantic", "--data", photos, "--device", "cpu")
 
 
 def test_scenes_show_the_held_out_table(tmp_path):
@@ -116,11 +139,84 @@ def test_evaluate_adds_to_the_result_and_keeps_the_rest(photos, tmp_path):
     run = tmp_path / "run"
     call("simsiam.py", "--data", photos, "--backbone", "convnet", *QUICK, "--out", run)
     before = json.loads((run / "result.json").read_text())
-    call("evaluate.py", "knn", run, "--data", "scenes-held-out", "--device", "cpu")
-    call("evaluate.py", "linear", run, "--device", "cpu")
+    printed("evaluate.py", "knn", run, "--data", "scenes-held-out", "--device", "cpu")
+    printed("evaluate.py", "linear", run, "--device", "cpu")
     after = json.loads((run / "result.json").read_text())
     assert set(after["knn"]) == {photos.name, "scenes-held-out"}
     assert after["knn"][photos.name] == before["knn"][photos.name] and after["linear"] == before["linear"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two matched runs of one step on scenes."""
+    folder = tmp_path_factory.mktemp("runs")
+    for arm in ("augmented", "semantic"):
+        printed("simclr.py", "--pairs", arm, "--epochs", "1", "--limit", "512", "--batch-size", "512", "--device", "cpu", "--out", folder / arm)
+    return folder
+
+
+def test_every_evaluation_of_a_run(runs, photos, tmp_path):
+    """transfer, finetune, detect, invariance, compare: what they print, what they add to result.json, their pictures."""
+    a, s = runs / "augmented", runs / "semantic"
+    for run in (a, s):
+        printed("evaluate.py", "transfer", run, "--data", photos, "scenes-shifted", "--device", "cpu")
+    done = printed("evaluate.py", "finetune", s, "--data", photos, "--fraction", "0.5", "--steps", "3", "--batch-size", "8", "--device", "cpu")
+    assert "fine-tuned" in done
+    quick = ["--size", "48", "--steps", "2", "--batch-size", "2", "--rois", "8", "--device", "cpu"]
+    for init in ("run", "random"):
+        done = printed("evaluate.py", "detect", s, "--data", "scenes", "--init", init, *quick)
+        assert f"scenes, c4, init {init}, seed 0: AP " in done
+    done = printed("evaluate.py", "invariance", a, s, "--device", "cpu")
+    assert "background" in done and str(a / "invariance.png") in done
+    done = printed("evaluate.py", "compare", a, s, "--out", tmp_path / "out")
+    assert "| simclr | scenes | linear scenes-held-out |" in done and "| simclr | scenes | share of rotation factors of scenes |" in done
+
+    result = json.loads((s / "result.json").read_text())
+    assert list(result) == ["linear", "knn", "transfer", "finetune", "detect", "invariance"]
+    probe = result["transfer"][photos.name]
+    assert probe["l2"] in evaluate.L2_GRID and len(probe["validation"]) == len(evaluate.L2_GRID) and probe["metric"] == "top-1"
+    tuned = result["finetune"][f"{photos.name}, 0.5 of the labels"]
+    assert tuned["n_fitted"] == 20 and tuned["n_train"] == 40 and set(tuned["validation"]) == set(map(str, evaluate.FINETUNE_LRS))
+    for init in ("run", "random"):
+        found = result["detect"][f"scenes, c4, init {init}, seed 0"]
+        assert {"ap", "ap50", "ap75", "voc07_ap50", "ap50_by_class"} <= set(found) and found["steps"] == 2
+    factors = result["invariance"]["factors of scenes"]["factors"]
+    assert all(0 <= f["share"] <= 1 for f in factors.values()) and factors["position"]["inside"] and not factors["rotation"]["inside"]
+    for picture in (s / "detections.png", s / "detections-random.png", a / "invariance.png", tmp_path / "out" / "comparison.png"):
+        assert min(Image.open(picture).size) > 100
+
+
+def test_any_weights_of_torchvisions_format_are_judged_by_the_same_heads(photos, tmp_path):
+    import torchvision
+
+    torch.save(torchvision.models.mobilenet_v3_small().state_dict(), tmp_path / "m.pth")
+    given = ["--backbone-file", tmp_path / "m.pth", "--backbone", "mobilenet_v3_small", "--image-size", "32", "--out", tmp_path / "run", "--device", "cpu"]
+    for command in ("knn", "transfer"):
+        printed("evaluate.py", command, "--data", photos, *given)
+    assert set(json.loads((tmp_path / "run" / "result.json").read_text())) == {"knn", "transfer"}
+    status, _, said = call_here("evaluate.py", "knn", *given)
+    assert status == 2 and "--data" in said
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["judge"], "invalid choice: 'judge'"),
+    (["knn"], "name a run folder"),
+    (["knn", "nowhere"], "nowhere is not a run folder"),
+    (["transfer", "RUN"], "--data"),
+    (["transfer", "RUN", "--data", "nowhere"], "--data nowhere"),
+    (["finetune", "RUN", "--fraction", "2"], "--fraction: 2 is not between 0 and 1"),
+    (["detect", "RUN", "--data", "RUN"], "no Annotations/"),
+    (["detect", "RUN", "--data", "scenes", "--detector", "fpn"], "convnet has c4 only"),
+    (["compare", "RUN", "nowhere"], "nowhere is not a run folder"),
+    (["knn", "RUN", "--backbone-file", "x.pth"], "--backbone-file goes with --backbone NAME"),
+    (["knn", "--backbone-file", "x.pth", "--backbone", "resnet18"], "x.pth: no such file"),
+])
+def test_a_mistake_in_an_evaluation_is_one_line_and_loses_nothing(arguments, said, runs):
+    run = runs / "semantic"
+    before = (run / "result.json").read_bytes()
+    status, _, error = call_here("evaluate.py", *[run if a == "RUN" else a for a in arguments])
+    assert status == 2 and said in error and error.count("\n") == 1
+    assert (run / "result.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("arguments, said", [
@@ -139,8 +235,8 @@ def test_evaluate_adds_to_the_result_and_keeps_the_rest(photos, tmp_path):
     (["--jitter", "0", "0", "0", "0.6"], "half a turn"),
 ])
 def test_a_users_mistake_is_one_line_and_exit_status_2(arguments, said, tmp_path):
-    done = call("simclr.py", *arguments, "--out", tmp_path / "run", ok=False)
-    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+    status, _, error = call_here("simclr.py", *arguments, "--out", tmp_path / "run")
+    assert status == 2 and said in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 

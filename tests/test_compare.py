@@ -1,0 +1,83 @@
+"""Comparison of runs: intervals that are known, matched settings, what is written."""
+
+import csv
+import json
+import math
+
+import pytest
+from PIL import Image
+
+import evaluate
+from pairs import UserError
+
+CONFIG = {"method": "simclr", "arm": "semantic", "data": "scenes", "backbone": "convnet", "image_size": 32, "limit": None, "epochs": 30, "lr": 0.5, "torch": "2"}
+
+
+@pytest.fixture
+def make(tmp_path):
+    def make_run(pairs, seed, value, **changes):
+        run = tmp_path / f"{pairs.replace('.', '')}-{seed}-{len(list(tmp_path.iterdir()))}"
+        run.mkdir()
+        evaluate.write_json(run / "config.json", CONFIG | {"pairs": pairs, "seed": seed, "out": str(run)} | changes)
+        evaluate.write_json(run / "result.json", {"linear": {"held": {"accuracy": value, "untrained": 0.2, "chance": 0.05}}})
+        return run
+    return make_run
+
+
+def test_quantiles_of_students_t():
+    """Table values of the two-sided 95 %; and 99 %."""
+    for df, t in ((1, 12.7062), (2, 4.30265), (4, 2.77645), (10, 2.22814), (100, 1.98397)):
+        assert evaluate.student_t(df) == pytest.approx(t, rel=1e-4)
+    assert evaluate.student_t(4, 0.99) == pytest.approx(4.60409, rel=1e-4)
+
+
+def test_the_interval_of_a_known_case(make):
+    """Differences 0.1, 0.2, 0.3: mean 0.2, deviation 0.1, half width 4.30265 * 0.1 / sqrt(3)."""
+    runs = [make("augmented", seed, 0.5) for seed in range(3)] + [make("semantic", seed, 0.6 + 0.1 * seed) for seed in range(3)]
+    runs.append(make("semantic", 7, 0.99))  # no augmented run of its seed: in the mean, not in the difference
+    (row,) = evaluate.compare(runs)
+    half = 4.30265 * 0.1 / math.sqrt(3)
+    assert row["difference"] == pytest.approx((0.2, 0.2 - half, 0.2 + half), rel=1e-4)
+    assert (row["method"], row["data"], row["measure"], row["seeds"]) == ("simclr", "scenes", "linear held", [0, 1, 2])
+    assert row["semantic"] == pytest.approx({0: 0.6, 1: 0.7, 2: 0.8, 7: 0.99}) and row["untrained"] == {0: 0.2, 1: 0.2, 2: 0.2, 7: 0.2}
+
+
+def test_runs_that_are_not_matched_are_refused_by_the_settings_name(make):
+    fine = [make("augmented", 0, 0.5, torch="3"), make("semantic", 0, 0.6, device="cuda")]
+    assert evaluate.compare(fine)[0]["difference"][0] == pytest.approx(0.1)
+    for name, value in (("epochs", 31), ("lr", 0.4), ("image_size", 64), ("gray", 0.1)):
+        with pytest.raises(UserError, match=f"{name} is .* in .* and {value} in "):
+            evaluate.compare([*fine, make("semantic", 1, 0.6, **{name: value})])
+    with pytest.raises(UserError, match="semantic pairs, seed 0 is there already"):
+        evaluate.compare([*fine, make("semantic", 0, 0.6)])
+    run = make("semantic", 5, 0.6)
+    (run / "result.json").unlink()
+    with pytest.raises(UserError, match="no result.json: evaluate it first"):
+        evaluate.compare([run])
+
+
+def test_groups_are_methods_and_data_and_a_list_is_a_semantic_arm(make):
+    rows = evaluate.compare([make("augmented", 0, 0.5), make("augmented", 0, 0.4, method="moco", lr=0.1), make("augmented", 0, 0.3, data="cifar10"),
+                             make("list.csv", 0, 0.7, data="photos"), make("list.csv", 0, 0.6, data="photos", arm="augmented")])
+    assert [(r["method"], r["data"]) for r in rows] == [("simclr", "scenes"), ("moco", "scenes"), ("simclr", "cifar10"), ("simclr", "photos list.csv")]
+    assert [r["difference"] is None for r in rows] == [True, True, True, False]
+    assert rows[3]["difference"][0] == pytest.approx(0.1) and math.isnan(rows[3]["difference"][1])  # one seed has no interval
+
+
+def test_what_is_written(make, tmp_path):
+    runs = [make(arm, seed, value) for seed in (0, 1) for arm, value in (("augmented", 0.5), ("semantic", 0.6 + 0.2 * seed))]
+    text = evaluate.write_comparison(evaluate.compare(runs), tmp_path / "out")
+    assert "| 0.500 ± 0.000 (2) | 0.700 ± 0.141 (2) | +0.200 [-1.071, +1.471] | +0.100, +0.300 |" in text
+    assert (tmp_path / "out" / "comparison.md").read_text().strip() == text
+    table = list(csv.DictReader(open(tmp_path / "out" / "comparison.csv")))
+    assert [(r["arm"], r["seed"], float(r["value"])) for r in table if r["arm"] == "semantic"] == [("semantic", "0", 0.6), ("semantic", "1", 0.8)]
+    assert min(Image.open(tmp_path / "out" / "comparison.png").size) > 100
+
+
+def test_the_numbers_of_a_result():
+    results = {"knn": {"d": {"accuracy": 0.3, "untrained": 0.2, "chance": 0.1}}, "detect": {"v": {"ap": 0.4, "ap50": 0.7}},
+               "invariance": {"factors of scenes": {"factors": {"rotation": {"share": 0.6, "untrained": 0.8, "inside": False}}}}}
+    found = evaluate.measures(results)
+    assert {k: v["value"] for k, v in found.items()} == {("knn", "d"): 0.3, ("detect AP50", "v"): 0.7, ("detect AP", "v"): 0.4,
+                                                         ("share of rotation", "factors of scenes"): 0.6}
+    assert json.dumps([list(k) for k in found])  # names only

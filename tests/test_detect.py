@@ -1,0 +1,181 @@
+"""Detection: average precision by hand and against pycocotools, the detectors, their training data."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+
+import evaluate
+import pairs
+from pairs import UserError
+
+
+def boxes(*rows):
+    return np.array(rows, float).reshape(-1, 4)
+
+
+def truth_of(b, labels=None, difficult=None):
+    return {"boxes": b, "labels": np.zeros(len(b), int) if labels is None else np.array(labels),
+            "difficult": np.zeros(len(b), bool) if difficult is None else np.array(difficult)}
+
+
+def found_of(b, scores, labels=None):
+    return {"boxes": b, "scores": np.array(scores, float), "labels": np.zeros(len(b), int) if labels is None else np.array(labels)}
+
+
+A, B, FAR = (0, 0, 10, 10), (20, 0, 30, 10), (50, 50, 60, 60)
+
+
+@pytest.mark.parametrize("found, difficult, ap50, voc", [
+    (found_of(boxes(A, B), [0.9, 0.8]), None, 1, 1),
+    (found_of(boxes(A), [0.9]), None, 51 / 101, 6 / 11),  # recall stops at one half: 0 ... 0.50, and 0 ... 0.5
+    (found_of(boxes(A, A, B), [0.9, 0.8, 0.7]), None, (51 + 50 * 2 / 3) / 101, (6 + 5 * 2 / 3) / 11),  # the second A is wrong
+    (found_of(boxes(FAR, A, B), [0.9, 0.8, 0.7]), None, 2 / 3, 2 / 3),
+    (found_of(boxes(A, B, B), [0.7, 0.9, 0.8]), [False, True], 1, 1),  # any number on a difficult box do not count
+    (found_of(boxes(), []), None, 0, 0),
+])
+def test_average_precision_by_hand(found, difficult, ap50, voc):
+    truth = [truth_of(boxes(A, B), difficult=difficult)]
+    assert evaluate.coco_average_precision(truth, [found], 1)[0, 0] == pytest.approx(ap50)
+    assert evaluate.voc_detection_ap(truth, [found], 1)[0] == pytest.approx(voc)
+
+
+def test_a_class_without_true_boxes_is_left_out():
+    truth, found = [truth_of(boxes(A), difficult=[True]), truth_of(boxes())], [found_of(boxes(A), [0.9]), found_of(boxes(A), [0.9])]
+    assert np.isnan(evaluate.coco_average_precision(truth, found, 2)).all() and np.isnan(evaluate.voc_detection_ap(truth, found, 2)).all()
+
+
+def test_thresholds_count_the_overlap():
+    iou = 8 / 12  # boxes of 10 x 10, shifted by 2
+    ap = evaluate.coco_average_precision([truth_of(boxes(A))], [found_of(boxes((2, 0, 12, 10)), [0.9])], 1)[0]
+    assert ap.tolist() == pytest.approx([float(t <= iou) for t in evaluate.COCO_THRESHOLDS])
+
+
+def random_case(rng, images=40, classes=3, ties=False):
+    """True boxes, and detections near them, doubled, of a wrong class or anywhere; images without either, all difficult."""
+    truth, found = [], []
+    for i in range(images):
+        corner = rng.random((0 if i % 9 == 2 else rng.integers(1, 8), 2)) * 300
+        b = np.concatenate([corner, corner + 10 + rng.random((len(corner), 2)) * 90], 1)
+        labels, difficult = rng.integers(0, classes, len(b)), rng.random(len(b)) < (1 if i % 9 == 1 else 0.2)
+        truth.append(truth_of(b, labels, difficult))
+        copies = rng.integers(0, 4)
+        near = np.repeat(b, copies, 0) + rng.normal(0, 8, (copies * len(b), 4))
+        anywhere = rng.random((rng.integers(0, 20), 2)) * 300
+        d = np.concatenate([near, b[:2], b[:2], np.concatenate([anywhere, anywhere + 40], 1)])
+        d[:, 2:] = np.maximum(d[:, 2:], d[:, :2] + 1)
+        kinds = np.concatenate([np.repeat(labels, copies), labels[:2], labels[:2], rng.integers(0, classes, len(anywhere))])
+        kinds = np.where(rng.random(len(kinds)) < 0.1, rng.integers(0, classes, len(kinds)), kinds)
+        found.append(found_of(d, rng.integers(0, 10, len(d)) / 10 if ties else rng.random(len(d)), kinds))
+    return truth, found
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_average_precision_equals_pycocotools(ties):
+    coco = pytest.importorskip("pycocotools.coco")
+    from pycocotools.cocoeval import COCOeval
+
+    truth, found = random_case(np.random.default_rng(0), ties=ties)
+    annotations, detections = [], []
+    as_xywh = lambda b: [float(v) for v in (b[0], b[1], b[2] - b[0], b[3] - b[1])]
+    for i, (t, f) in enumerate(zip(truth, found)):
+        for b, c, d in zip(t["boxes"], t["labels"], t["difficult"]):
+            annotations.append({"id": len(annotations) + 1, "image_id": i, "category_id": int(c) + 1, "bbox": as_xywh(b),
+                                "area": float(np.prod(b[2:] - b[:2])), "iscrowd": int(d)})
+        detections += [{"image_id": i, "category_id": int(c) + 1, "bbox": as_xywh(b), "score": s}
+                       for b, s, c in zip(f["boxes"], f["scores"].tolist(), f["labels"])]
+    theirs = coco.COCO()
+    theirs.dataset = {"images": [{"id": i} for i in range(len(truth))], "annotations": annotations, "categories": [{"id": c} for c in (1, 2, 3)]}
+    theirs.createIndex()
+    run = COCOeval(theirs, theirs.loadRes(detections), "bbox")
+    run.evaluate(), run.accumulate()
+    expected = run.eval["precision"][:, :, :, 0, 2].mean(1).T  # (thresholds, recalls, classes), area all, 100 detections
+    ours = evaluate.coco_average_precision(truth, found, 3)
+    assert 0.05 < ours.mean() < 0.9 and np.abs(ours - expected).max() < 1e-6
+
+
+def test_voc_average_precision_equals_loops():
+    """Everingham's definition, one detection at a time."""
+    truth, found = random_case(np.random.default_rng(1))
+    for c, ours in enumerate(evaluate.voc_detection_ap(truth, found, 3)):
+        every = sorted(((s, i, k) for i, f in enumerate(found) for k, s in enumerate(f["scores"]) if f["labels"][k] == c), reverse=True)
+        positives = sum(((t["labels"] == c) & ~t["difficult"]).sum() for t in truth)
+        used, right, points = set(), [], []
+        for s, i, k in every:
+            rows = np.flatnonzero(truth[i]["labels"] == c)
+            over = [evaluate.overlaps(found[i]["boxes"][k : k + 1], truth[i]["boxes"][r : r + 1])[0, 0] for r in rows]
+            if over and max(over) >= 0.5:
+                best = rows[int(np.argmax(over))]
+                if truth[i]["difficult"][best]:
+                    continue
+                right.append((i, best) not in used)
+                used.add((i, best))
+            else:
+                right.append(False)
+        for r in range(11):
+            at = [sum(right[: n + 1]) / (n + 1) for n in range(len(right)) if sum(right[: n + 1]) / positives >= r / 10 - 1e-9]
+            points.append(max(at, default=0))
+        assert ours == pytest.approx(sum(points) / 11)
+
+
+@pytest.mark.parametrize("name, kind", [("resnet18", "c4"), ("resnet18", "fpn"), ("convnet", "c4")])
+def test_detectors_train_every_layer_and_detect(name, kind):
+    torch.manual_seed(0)
+    backbone, _ = evaluate.build_backbone(name, 96)
+    model = evaluate.build_detector(backbone, 2, kind, [96], rois=8, roi_size=7)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    image, box = torch.rand(3, 96, 96), torch.tensor([[10.0, 10, 60, 60]])
+    data = pairs.BoxSet("d", [(image * 255).byte()] * 4, [box] * 4, [torch.tensor([1])] * 4, [torch.tensor([False])] * 4, ["a", "b"])
+    evaluate.train_detector(model, data, steps=2, batch_size=2, lr=0.1, seed=0)
+    moved = [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])]
+    assert {k for k, _ in model.named_parameters() if ".fc." not in k} <= set(moved)
+    found = evaluate.detect(model, data)
+    assert len(found) == 4 and all(f["boxes"].shape == (len(f["scores"]), 4) and set(f["labels"]) <= {0, 1} for f in found)
+    result = evaluate.box_metrics(data, found)
+    assert set(result["ap50_by_class"]) == {"a", "b"} and result["ap50_by_class"]["a"] is None and 0 <= result["ap50"] <= 1
+
+
+def test_detectors_for_other_backbones_are_refused_by_name():
+    for name, kind in (("mobilenet_v3_small", "c4"), ("convnet", "fpn")):
+        with pytest.raises(UserError, match=f"{kind} takes torchvision's ResNets"):
+            evaluate.build_detector(evaluate.build_backbone(name, 64)[0], 2, kind)
+
+
+def test_boxes_follow_their_images_when_flipped_and_difficult_ones_are_left_out():
+    image = torch.zeros(3, 20, 30, dtype=torch.uint8)
+    image[:, 5:9, 3:10] = 255
+    box = torch.tensor([[3.0, 5, 10, 9], [0, 0, 2, 2]])
+    data = pairs.BoxSet("d", [image] * 3, [box] * 3, [torch.tensor([0, 0])] * 3, [torch.tensor([False, True])] * 3, ["a"])
+    seen = []
+
+    class Recorder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, images, targets):
+            for x, t in zip(images, targets):
+                assert t["labels"].tolist() == [1] and len(t["boxes"]) == 1
+                x1, y1, x2, y2 = map(int, t["boxes"][0])
+                assert x[:, y1:y2, x1:x2].min() == 1 and x.sum() == 3 * 4 * 7
+                seen.append(x1)
+            return {"loss": self.weight.sum()}
+
+    evaluate.train_detector(Recorder(), data, steps=8, batch_size=2, lr=0.1, seed=0)
+    assert set(seen) == {3, 20} and data.boxes[0][0].tolist() == [3, 5, 10, 9]
+
+
+def test_a_detector_whose_loss_is_not_finite_stops():
+    class Broken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, images, targets):
+            return {"loss": self.weight.sum() * math.nan}
+
+    data = pairs.detection_scenes("train", 2, 32)
+    with pytest.raises(UserError, match="loss is nan at step 1: try a lower --lr"):
+        evaluate.train_detector(Broken(), data, steps=2, batch_size=2, lr=0.1, seed=0)
