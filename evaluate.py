@@ -242,7 +242,7 @@ def score(metric, logits, y):
     return right.mean().item()
 
 
-def logistic_regression(x, y, classes, l2, start=None, max_iter=200):
+def logistic_regression(x, y, classes, l2, start=None, max_iter=1000):
     """Multinomial logistic regression by L-BFGS: weights (d + 1, classes), the last row the bias, that minimise
 
         mean cross entropy(x W + b, y) + l2 / 2 |W|^2        (the bias is not penalised; scikit-learn's C = 1 / (n l2)).
@@ -269,14 +269,18 @@ def shuffled_by_turns(labels, seed):
     return order if labels.ndim > 1 else order[pairs.by_turns(labels[order])]
 
 
-def split_off_validation(train, val, seed=0):
-    """(ImageSet of the training and validation images, rows to choose on, rows to train on): the set's own validation
-    images, or a random fifth of the training images, balanced over the classes."""
+def a_fifth(labels, seed=0):
+    """(rows to choose on, rows to train on): a random fifth of the rows, balanced over the classes, and the others."""
+    order = shuffled_by_turns(labels, seed)
+    return order[: len(order) // 5], order[len(order) // 5 :]
+
+
+def split_off_validation(train, val):
+    """(ImageSet of the training and validation images, rows to choose on, rows to train on); val None: see a_fifth."""
     if val is None:
-        order = shuffled_by_turns(train.labels, seed)
-        return train, order[: len(order) // 5], order[len(order) // 5 :]
+        return train, *a_fifth(train.labels)
     both = replace(train, images=torch.cat([train.images, val.images]), labels=torch.cat([train.labels, val.labels]))
-    return both, torch.arange(len(train), len(both)), shuffled_by_turns(train.labels, seed)
+    return both, torch.arange(len(train), len(both)), shuffled_by_turns(train.labels, 0)
 
 
 L2_GRID = [10.0**k for k in (1, 0, -1, -2, -3, -4, -5)]  # from strong to weak: each fit starts from the one before
@@ -287,11 +291,10 @@ def linear_probe(train_x, train_y, test_x, test_y, classes, grid=L2_GRID, split=
 
     Features are standardised with the training mean and deviation. The L2 strength is taken that is best on some
     of the training rows, the stronger one when equal; the probe is fitted again on all of them; the test images
-    are read once (Kornblith et al. 2019, Sec. A.4). split: (rows to choose on, rows to train on), else a fifth of
-    each class and the others. "accuracy" is in the metric named (see `score`).
+    are read once (Kornblith et al. 2019, Sec. A.4). split: (rows to choose on, rows to train on), else a_fifth.
+    "accuracy" is in the metric named (see `score`).
     """
-    order = shuffled_by_turns(train_y.cpu(), 0)
-    held, kept = (rows.to(train_y.device) for rows in split or (order[: len(order) // 5], order[len(order) // 5 :]))
+    held, kept = (rows.to(train_y.device) for rows in split or a_fifth(train_y.cpu()))
     mean, std = train_x.mean(0), train_x.std(0).clamp(min=1e-6)
     train_x, test_x = (train_x - mean) / std, (test_x - mean) / std
     accuracy = lambda w, x, y: score(metric, x @ w[:-1] + w[-1], y)
@@ -307,24 +310,30 @@ def linear_probe(train_x, train_y, test_x, test_y, classes, grid=L2_GRID, split=
     return {"accuracy": accuracy(weights, test_x, test_y), "metric": metric, "l2": best[0], "validation": curve}
 
 
-def judge(head, trained, untrained, train, test, val=None, **options):
-    """Result {...} of a head, "knn", "linear" or "finetune", for ImageSets, the trained beside the untrained backbone."""
+def judge(heads, trained, untrained, train, test, val=None, **options):
+    """Results {head: {...}} of the heads "knn", "linear" or "transfer" (the same probe), "finetune" for ImageSets, the
+    trained beside the untrained backbone. `options` go to fine_tune."""
     device = next(trained.parameters()).device
     both, *split = split_off_validation(train, val)
-    chance = 1 / len(train.classes) if train.labels.ndim == 1 else (test.labels == 1).float().mean().item()
-    found = {}
-    for which, backbone in (("trained", trained), ("untrained", untrained.to(device))):
-        if head == "finetune":
-            found[which] = fine_tune(backbone, both, test, split, **options)
-            continue
-        x, test_x = (features(backbone, s.images, what=f"{which} features of {s.name}") for s in (both, test))
-        y, test_y = both.labels.to(device), test.labels.to(device)
-        if head == "knn":
-            found[which] = {"accuracy": knn(x, y, test_x, test_y), "k": min(200, len(both)), "temperature": 0.1}
-        else:
-            found[which] = linear_probe(x, y, test_x, test_y, len(both.classes), split=split, metric=train.metric)
+    y, test_y = both.labels.to(device), test.labels.to(device)
+    chance = 1 / len(train.classes) if y.ndim == 1 else (test_y == 1).float().mean().item()
     sizes = {"chance": chance, "classes": len(train.classes), "n_train": len(both), "n_test": len(test)}
-    return found["trained"] | {"untrained": found["untrained"]["accuracy"]} | sizes
+    results = {}
+    for which, backbone in (("trained", trained), ("untrained", untrained.to(device))):
+        if set(heads) - {"finetune"}:
+            x, test_x = (features(backbone, s.images, what=f"{which} features of {s.name}") for s in (both, test))
+        for head in heads:
+            if head == "finetune":
+                found = fine_tune(backbone, both, test, split, **options)
+            elif head == "knn":
+                found = {"accuracy": knn(x, y, test_x, test_y), "k": min(200, len(both)), "temperature": 0.1}
+            else:
+                found = linear_probe(x, y, test_x, test_y, len(both.classes), split=split, metric=train.metric)
+            if which == "trained":
+                results[head] = found | sizes
+            else:
+                results[head]["untrained"] = found["accuracy"]
+    return results
 
 
 FINETUNE_LRS = [0.1, 0.01, 0.001, 0.0001]  # Ericsson et al. 2021 (ssl-transfer): 1e-4 ... 1e-1
@@ -365,8 +374,8 @@ def fine_tune(backbone, train, test, split=None, fraction=1.0, steps=1000, batch
     is chosen on held-out training images, as many whatever the fraction is; then the network is trained again on
     that fraction of all training images, and the test images are read once. split: as in linear_probe.
     """
+    held, kept = split or a_fifth(train.labels, seed)
     order = shuffled_by_turns(train.labels, seed)
-    held, kept = split or (order[: len(order) // 5], order[len(order) // 5 :])
     share = lambda rows: rows[: max(round(fraction * len(rows)), len(train.classes))]
     judged = lambda model, images, y: score(train.metric, features(model, images, what="classifying").cpu(), y)
     fit = lambda rows, lr: fit_all_layers(backbone, train, share(rows), lr, steps, batch_size, seed, f"fine-tuning {len(share(rows))} images, lr {lr:g}, steps")
@@ -882,8 +891,7 @@ def load_splits(config, data, root=None, download=False):
 
 
 def evaluate_run(run, heads, data_names, device, root=None, download=False, **options):
-    """Evaluates a run's backbone with the heads "knn", "linear", "transfer" (linear by another name) or "finetune" on
-    each named data set, and adds the results to result.json.
+    """Evaluates a run's backbone with the heads (see `judge`) on each named data set, and adds to result.json.
 
     Returns {head: {data: result}} of what was evaluated now. `options` go to fine_tune.
     """
@@ -893,12 +901,13 @@ def evaluate_run(run, heads, data_names, device, root=None, download=False, **op
     for data in data_names:
         print(f"evaluating the trained and the untrained backbone on {data}: {', '.join(heads)}", flush=True)
         train, test, val = load_splits(config, data, root, download)
+        if "knn" in heads and train.labels.ndim > 1:
+            raise UserError(f"knn: the images of {data} have several classes each; use transfer")
+        share = f", {options['fraction']:g} of the labels" if "fraction" in options else ""
+        found = {head: {train.name + share: r} for head, r in judge(heads, trained, untrained, train, test, val, **options).items()}
+        add_results(run, found)
         for head in heads:
-            if head == "knn" and train.labels.ndim > 1:
-                raise UserError(f"knn: the images of {data} have several classes each; use transfer")
-            name = train.name if head != "finetune" else f"{train.name}, {options['fraction']:g} of the labels"
-            results[head][name] = judge({"transfer": "linear"}.get(head, head), trained, untrained, train, test, val, **options)
-            add_results(run, {head: {name: results[head][name]}})
+            results[head] |= found[head]
     return results
 
 
