@@ -283,7 +283,7 @@ def split_off_validation(train, val):
     return both, torch.arange(len(train), len(both)), shuffled_by_turns(train.labels, 0)
 
 
-L2_GRID = [10.0**k for k in (1, 0, -1, -2, -3, -4, -5)]  # from strong to weak: each fit starts from the one before
+L2_GRID = [10.0**k for k in range(1, -8, -1)]  # from strong to weak: each fit starts from the one before
 
 
 def linear_probe(train_x, train_y, test_x, test_y, classes, grid=L2_GRID, split=None, metric="top-1"):
