@@ -28,6 +28,7 @@ signals, run folder, the evaluations of a run, comparison, command line. This fi
 import argparse
 import copy
 import csv
+import functools
 import hashlib
 import json
 import math
@@ -134,8 +135,8 @@ def load_weights(backbone, file):
         state = torch.load(file, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)
         shapes = {key: tuple(value.shape) for key, value in state.items()}
-    except Exception as error:  # torch.load raises whatever the bytes lead it to
-        raise UserError(f"{file} is not a file of weights that torch can read safely: {str(error).splitlines()[0]}") from None
+    except Exception:  # torch.load raises whatever the bytes lead it to
+        raise UserError(f"{file} is not a file of weights: a state_dict of tensors, saved by torch.save") from None
     wanted = {key: tuple(value.shape) for key, value in backbone.state_dict().items()}
     classifier = [name for name, module in backbone.named_modules() if isinstance(module, nn.Identity)][-1:]
     classifier = tuple(f"{name}." for name in (*classifier, "aux1", "aux2", "AuxLogits"))
@@ -724,7 +725,8 @@ class Run:
 
     config.json     every option, versions, device, git commit
     log.jsonl       a JSON object a line: epoch, step, loss (mean since the line before), lr,
-                    images_per_second (views of both kinds), embedding_std, effective_rank
+                    images_per_second (views of both kinds), embedding_std, effective_rank, and what the epoch's
+                    pairs are (pairs.Pairs.rates): semantic_rate, false_rate, same_class_rate
     checkpoint.pt   model with target networks and queues, optimiser, random state, epoch, step: `--resume`
     backbone.pt     a bare state_dict, torchvision's names where the architecture is torchvision's
     pairs.png, curves.png, result.json
@@ -760,6 +762,9 @@ class Run:
             self.save(0)
         pairs.save_picture(self.folder / "pairs.png", source, view1, view2)
         print(f"{self.folder}: {len(source):,} pairs an epoch, {self.total:,} steps, on {args.device}", flush=True)
+        self.rates = functools.lru_cache(1)(source.rates)  # the same for all of an epoch's lines
+        told = {name: f"{value:.3f}" for name, value in self.rates(0).items() if value is not None}
+        print("pairs of the first epoch: " + ", ".join(f"{name} {value}" for name, value in told.items()), flush=True)
         self.losses, self.warned, self.printed, self.printed_step = 0.0, False, time.time(), self.step
 
     def _load(self):
@@ -797,7 +802,7 @@ class Run:
         std, rank = collapse_signals(z)
         speed = 2 * self.batch_size * steps / (now - self.printed)
         line = {"epoch": epoch + 1, "step": self.step, "loss": value, "lr": lr, "images_per_second": speed,
-                "embedding_std": std, "effective_rank": rank}
+                "embedding_std": std, "effective_rank": rank, **self.rates(epoch)}
         with open(self.folder / "log.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
         left = int((self.total - self.step) * 2 * self.batch_size / speed)
@@ -886,7 +891,7 @@ def default_data(config):
 def load_splits(config, data, root=None, download=False):
     """The ImageSets (train, test, val or None) of `data` as the run of this config saw or would have seen them."""
     limit = config["limit"] if data == config["data"] else None
-    return [pairs.load_images(data, split, config["image_size"], limit, config["seed"], root or config["root"], download)
+    return [pairs.load_images(data, split, config["image_size"], limit, config["seed"], root or config["root"], download, config.get("skip_bad", False))
             for split in ("train", "test", "val")]
 
 

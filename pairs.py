@@ -324,14 +324,15 @@ IMAGES_PER_CLASS = {"caltech101": (30, None), "sun397": (50, 50)}  # train and t
 SCENES = ("scenes", "scenes-held-out", "scenes-shifted")
 
 
-def load_images(data, split="train", image_size=None, limit=None, seed=0, root="data", download=False):
+def load_images(data, split="train", image_size=None, limit=None, seed=0, root="data", download=False, skip_bad=False):
     """The images of `data`, one of SCENES, a name in TORCHVISION_SETS, or a folder.
 
     split is "train", "test" or "val"; None comes back for "val" when the data has no validation split of its own.
     A folder holds DIR/train/<class>/* with DIR/test or DIR/val beside it (or both: then val is for choosing), or
     just class folders, of which every fifth image then is test. image_size None takes the set's own (the first
     image's short side, at most 224 px); images are scaled to that short side and centre-cropped. `limit` keeps
-    the first images of the train split, taken class by class in turn. Raises UserError when there is nothing to read.
+    the first images of the train split, taken class by class in turn; `skip_bad` leaves out images that cannot be
+    read. Raises UserError when there is nothing to read, and when there are such images, all of them named.
     """
     if image_size is not None and image_size < 8:
         raise UserError(f"--image-size {image_size}: use 8 px or more")
@@ -359,8 +360,8 @@ def load_images(data, split="train", image_size=None, limit=None, seed=0, root="
         raise UserError(f"--data {data}: no such folder, and not one of {names}")
     order = by_turns(labels if labels.ndim == 1 else torch.zeros(len(labels), dtype=torch.long))
     order = order[: limit if split == "train" else None]
-    images = decode(map(opened, order.tolist()), len(order), image_size, f"reading {Path(data).name} {split}")
-    return ImageSet(Path(data).name, images, labels[order], classes, metric)
+    images, kept = decode(map(opened, order.tolist()), len(order), image_size, f"reading {Path(data).name} {split}", skip_bad)
+    return ImageSet(Path(data).name, images, labels[order[kept]], classes, metric)
 
 
 def open_torchvision(data, split, root, download):
@@ -412,6 +413,11 @@ def by_turns(labels):
     return torch.argsort(rank_in_class(labels) * (int(labels.max()) + 1) + labels, stable=True)
 
 
+def find_images(folder):
+    """The image files below a folder, by suffix, in the order of their names; hidden ones are left out."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "." and p.is_file())
+
+
 def list_folder(folder, split):
     """Files, labels (N,) and class names of one split of a folder of class folders (see load_images)."""
     others = [folder / name for name in ("test", "val", "validation") if (folder / name).is_dir()]
@@ -421,10 +427,10 @@ def list_folder(folder, split):
     if split == "val" and len(others) < 2:
         return None, None, None
     top = {"train": folder / "train", "test": others[0], "val": others[-1]}[split] if has_splits else folder
-    classes = sorted(d.name for d in (folder / "train" if has_splits else folder).iterdir() if d.is_dir())
+    classes = sorted(d.name for d in (folder / "train" if has_splits else folder).iterdir() if d.is_dir() and d.name[0] != ".")
     paths, labels = [], []
     for label, name in enumerate(classes):
-        files = sorted(p for p in (top / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        files = find_images(top / name)
         if not has_splits:
             files = [p for i, p in enumerate(files) if (i % 5 == 4) == (split == "test")]
         paths += files
@@ -434,27 +440,46 @@ def list_folder(folder, split):
     return paths, torch.tensor(labels), classes
 
 
+class BadImage(UserError):
+    """An image file that cannot be read."""
+
+
 def open_image(item):
-    """A file (or an open PIL image) as an upright RGB image. Raises UserError for one that cannot be read."""
+    """A file (or an open PIL image) as an upright RGB image; 16 bits become 8. Raises BadImage."""
     try:
-        return ImageOps.exif_transpose(Image.open(item) if isinstance(item, Path) else item).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read the image {item}: {error}; repair or remove it") from None
+        image = Image.open(item) if isinstance(item, Path) else item
+        if image.mode.startswith("I"):  # 16 bits: PIL would cut them off at 255
+            image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:  # broken files raise whatever their bytes lead the decoder to
+        raise BadImage(f"cannot read the image {item}: {error}; repair or remove it") from None
 
 
-def decode(items, n, image_size, what):
-    """Reads n images (paths or PIL images) into one uint8 tensor (n, 3, image_size, image_size)."""
-    out, progress = None, Progress(what, n)
+def decode(items, n, image_size, what, skip_bad=False):
+    """Reads n images (paths or PIL images): (uint8 tensor (m, 3, image_size, image_size), their places (m,) among the n).
+
+    m < n only with `skip_bad`; otherwise raises UserError that lists every image that cannot be read.
+    """
+    out, kept, bad, progress = None, [], [], Progress(what, n)
     for i, item in enumerate(items):
-        image = open_image(item)
+        progress(i + 1)
+        try:
+            image = open_image(item)
+        except BadImage as error:
+            bad.append(str(error).removeprefix("cannot read the image ").removesuffix("; repair or remove it"))
+            continue
         if out is None:
             image_size = image_size or min(224, *image.size)
             out = torch.empty(n, 3, image_size, image_size, dtype=torch.uint8)
         if image.size != (image_size, image_size):
             image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
-        out[i] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        progress(i + 1)
-    return out
+        out[len(kept)] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        kept.append(i)
+    if bad and (out is None or not skip_bad):
+        raise UserError(f"{len(bad)} of {n} images cannot be read: {' | '.join(bad)}; repair or remove them, or leave them out with --skip-bad")
+    if bad:
+        print(f"left out {len(bad)} of {n} images, which cannot be read: {' | '.join(bad)}", flush=True)
+    return out[: len(kept)], torch.tensor(kept)
 
 
 # -- images with boxes
@@ -582,12 +607,16 @@ class Pairs:
     """A pool of images and the rule that makes pairs of them.
 
     kind: "augmented" | "semantic" | "list". For a list, `rows` (R, 2) holds image indices of its pairs.
+    false_pairs: the share of semantic partners that is drawn from another category instead.
+    semantic_share: the share of pairs that is semantic; the others are augmented.
     """
 
     pool: ImageSet
     kind: str
     seed: int
     rows: torch.Tensor = None
+    false_pairs: float = 0.0
+    semantic_share: float = 1.0
 
     def __len__(self):
         """Pairs in an epoch: one for each image of the pool, or for each row of the list."""
@@ -595,13 +624,35 @@ class Pairs:
 
     def epoch(self, epoch):
         """Image indices (anchor (M,), partner (M,)) of one epoch: a function of seed and epoch alone."""
-        order = torch.randperm(len(self), generator=stream("order", self.seed, epoch))
+        draw = lambda name: stream(name, self.seed, epoch)
+        order = torch.randperm(len(self), generator=draw("order"))
         anchor = order if self.rows is None else self.rows[order, 0]
         if self.kind == "augmented":
             return anchor, anchor
-        if self.kind == "list":
-            return anchor, self.rows[order, 1]
-        return anchor, semantic_partners(self.pool.labels, stream("partner", self.seed, epoch))[anchor]
+        partner = self.rows[order, 1] if self.kind == "list" else semantic_partners(self.pool.labels, draw("partner"))[anchor]
+        if self.false_pairs:
+            wrong = torch.rand(len(anchor), generator=draw("which are false")) < self.false_pairs
+            partner = torch.where(wrong, false_partners(self.pool.labels, draw("false partner"))[anchor], partner)
+        if self.semantic_share < 1:
+            partner = torch.where(torch.rand(len(anchor), generator=draw("which are semantic")) < self.semantic_share, partner, anchor)
+        return anchor, partner
+
+    def rates(self, epoch):
+        """What an epoch's pairs really are, {name: share or None where categories are not known}:
+
+        semantic_rate: pairs of two images; false_rate: those of them with two categories; same_class_rate: the
+        chance that an anchor and the second image of any other pair share a category, which is the rate of
+        negatives of the anchor's own class in SimCLR's batch and MoCo's queue (expected: the order is random).
+        """
+        anchor, partner = self.epoch(epoch)
+        semantic = anchor != partner
+        rates = {"semantic_rate": semantic.float().mean().item(), "false_rate": None, "same_class_rate": None}
+        if len(self.pool.classes) > 1 and self.pool.labels.ndim == 1:
+            a, b = self.pool.labels[anchor], self.pool.labels[partner]
+            share = lambda y: torch.bincount(y, minlength=len(self.pool.classes)) / len(y)
+            rates |= {"false_rate": (a != b)[semantic].float().mean().item() if semantic.any() else 0.0,
+                      "same_class_rate": (share(a) * share(b)).sum().item()}
+        return rates
 
 
 def semantic_partners(labels, generator):
@@ -617,14 +668,29 @@ def semantic_partners(labels, generator):
     return by_class[start + u + (u >= place)]
 
 
+def false_partners(labels, generator):
+    """For each image (N,) one of another class, uniform over all of those; with one class only, itself.
+
+    As semantic_partners: a draw among the N - n_c places outside the class's row is moved past that row.
+    """
+    by_class, counts = torch.argsort(labels, stable=True), torch.bincount(labels)
+    own, start = counts[labels], (counts.cumsum(0) - counts)[labels]
+    u = (torch.rand(len(labels), generator=generator, dtype=torch.float64) * (len(labels) - own)).long()
+    return by_class[u + own * (u >= start)] if len(counts) > 1 else torch.arange(len(labels))
+
+
 def load_pairs(args):
-    """The Pairs that the command line asks for: options --pairs, --arm, --data and those that shape the pool."""
+    """The Pairs that the command line asks for: options --pairs, --arm, --data and those that shape pool and pairs."""
     if args.pairs in ("augmented", "semantic"):
-        pool = load_images(args.data, "train", args.image_size, args.limit, args.seed, args.root, args.download)
-        return make_pairs(args.pairs, pool, args.seed)
-    if args.data is not None and not Path(args.data).is_dir():
+        pool = load_images(args.data, "train", args.image_size, args.limit, args.seed, args.root, args.download, args.skip_bad)
+        source = make_pairs(args.pairs, pool, args.seed)
+    elif args.data is not None and not Path(args.data).is_dir():
         raise UserError(f"--pairs {args.pairs} with --data {args.data}: a list's paths need a folder")
-    return read_pair_list(args.pairs, args.data, args.arm, args.image_size, args.limit, args.seed)
+    else:
+        source = read_pair_list(args.pairs, args.data, args.arm, args.image_size, args.limit, args.seed, args.skip_bad)
+    if args.false_pairs and len(source.pool.classes) < 2:
+        raise UserError(f"--false-pairs {args.false_pairs}: {source.pool.name} has no two categories to draw false partners from")
+    return replace(source, false_pairs=args.false_pairs, semantic_share=args.semantic_share)
 
 
 def make_pairs(kind, pool, seed):
@@ -643,34 +709,45 @@ def make_pairs(kind, pool, seed):
     return Pairs(pool, kind, seed)
 
 
-def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=None, seed=0):
-    """Pairs of a curated list: a CSV with columns image_a, image_b and, optionally, category.
+def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=None, seed=0, skip_bad=False):
+    """Pairs of a curated list: a CSV with columns image_a, image_b and, optionally, category and keep.
 
-    Paths are relative to `folder`, else to the file's own. arm "augmented" pairs each row's anchor image_a
-    with itself: the matched baseline, equal in anchors, order and number of pairs. Both arms load the
-    images of both columns. `limit` keeps the first rows. Raises UserError with the row of a mistake.
+    Paths are relative to `folder`, else to the file's own. Rows with keep = 0 are left out. arm "augmented" pairs
+    each row's anchor image_a with itself: the matched baseline, equal in anchors, order and number of pairs. Both
+    arms load the images of both columns. `limit` keeps the first rows; `skip_bad` leaves out pairs with an image
+    that cannot be read. Raises UserError with the row of a mistake.
     """
+    table, folder = read_rows(file, folder)
+    table, index, category = [row for row in table if row["keep"]][:limit], {}, {}
+    if not table:
+        raise UserError(f"{file}: no pairs in it")
+    for row in table:
+        for column in ("image_a", "image_b"):
+            if not row[column].is_file():
+                raise UserError(f"{file}, line {row['line']}, {column}: no image {row[column]}; paths are relative to {folder}")
+            index.setdefault(row[column], len(index))
+            category.setdefault(row[column], row["category"])  # of an image in two rows, the first one's
+    rows = torch.tensor([[index[row["image_a"]], index[row["image_b"]]] for row in table])
+    images, kept = decode(list(index), len(index), image_size, f"reading the images of {Path(file).name}", skip_bad)
+    place = torch.full((len(index),), -1).index_copy(0, kept, torch.arange(len(kept)))
+    rows = place[rows][(place[rows] >= 0).all(1)]
+    classes = sorted(set(category.values())) if all(category.values()) else [Path(file).stem]
+    labels = torch.tensor([classes.index(c) if len(classes) > 1 else 0 for c in category.values()])
+    pool = ImageSet(Path(file).stem, images, labels[kept], classes)
+    return Pairs(pool, {"semantic": "list", "augmented": "augmented"}[arm], seed, rows)
+
+
+def read_rows(file, folder=None):
+    """The rows of a pair list as dicts (image_a and image_b as paths, category, keep as bool, line), and their folder."""
     file, folder = Path(file), Path(folder or Path(file).parent)
     if not file.is_file():
-        raise UserError(f"--pairs {file}: no such file, and neither 'augmented' nor 'semantic'")
+        raise UserError(f"{file}: no such file; a pair list is a CSV with columns image_a,image_b")
     with open(file, newline="", encoding="utf-8-sig") as opened:
         reader = csv.DictReader(opened)
         if not {"image_a", "image_b"} <= set(reader.fieldnames or ()):
             raise UserError(f"{file}: the first line must name the columns image_a,image_b; it has {reader.fieldnames}")
-        table = list(reader)[:limit]
-    if not table:
-        raise UserError(f"{file}: no pairs in it")
-    index, categories = {}, []
-    for number, row in enumerate(table, start=2):
-        for column in ("image_a", "image_b"):
-            path = folder / (row[column] or "")
-            if not path.is_file():
-                raise UserError(f"{file}, line {number}, {column}: no image {path}; paths are relative to {folder}")
-            index.setdefault(path, len(index))
-    rows = torch.tensor([[index[folder / row["image_a"]], index[folder / row["image_b"]]] for row in table])
-    images = decode(list(index), len(index), image_size, f"reading the images of {file.name}")
-    pool = ImageSet(file.stem, images, torch.zeros(len(index), dtype=torch.long), [file.stem])
-    return Pairs(pool, {"semantic": "list", "augmented": "augmented"}[arm], seed, rows)
+        return [{"image_a": folder / (row["image_a"] or ""), "image_b": folder / (row["image_b"] or ""), "category": (row.get("category") or "").strip(),
+                 "keep": (row.get("keep") or "1").strip() != "0", "line": reader.line_num} for row in reader], folder
 
 
 def batches(pairs, epoch, batch_size, view1, view2, device, images=None):
@@ -907,3 +984,215 @@ def save_picture(path, source, view1, view2, columns=10):
                 axis.set_xticks([]), axis.set_yticks([])
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+# ----------------------------------------------------------------------------------------- curation
+
+
+def nearest_partners(h, labels=None, forbidden=None, tries=5):
+    """For each image the nearest other one by cosine similarity of features h (N, d): (N,).
+
+    labels (N,): only images of the same class. forbidden(i, j) -> bool (N,): partners that will not do, near-identical
+    images say; the first of the `tries` nearest that will is taken, else the last of them.
+    """
+    h, progress = F.normalize(h, dim=1), Progress("nearest neighbours", len(h))
+    found = []
+    for rows in torch.arange(len(h)).split(1024):
+        similarity = h[rows] @ h.T
+        similarity[torch.arange(len(rows)), rows] = -math.inf
+        if labels is not None:
+            similarity[labels[rows][:, None] != labels[None]] = -math.inf
+        best, place = similarity.topk(min(tries, len(h) - 1), dim=1)
+        choice = place[:, 0]
+        if forbidden is not None:
+            bad = torch.stack([forbidden(rows, column) for column in place.T], 1) | (best == -math.inf)
+            choice = place.gather(1, bad.float().argmin(1, keepdim=True))[:, 0]
+        found.append(choice)
+        progress(int(rows[-1]) + 1)
+    return torch.cat(found)
+
+
+def thumbnails(images):
+    """Gray thumbnails (N, 64) float in 0 ... 255 of images uint8 (N, 3, S, S), by area averages."""
+    return torch.cat([F.adaptive_avg_pool2d(luma(part.float()), 8).flatten(1) for part in images.split(4096)])
+
+
+def near_identical(a, b, tolerance=4.0):
+    """Whether thumbnails (N, 64) differ nowhere by more than `tolerance` of 255: bool (N,)."""
+    return (a - b).abs().amax(1) <= tolerance
+
+
+def propose(folder, by="random", count=None, backbone=None, image_size=None, seed=0, ignore_labels=False, skip_bad=False):
+    """Proposes a partner for each image of a folder: rows {"image_a", "image_b", "category"} (paths in the folder), and
+    the images of both (N, 2, 3, S, S).
+
+    The train split of a folder of class folders, or a folder of images without classes. by "random": uniform over the
+    other images of the class; "features": the nearest neighbour in the features of `backbone` that is not
+    near-identical, within the class; with `ignore_labels`, or without classes, among all images, and then some are
+    false pairs. `count` keeps that many, classes in turn. Raises UserError for a class with one image.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"--data {folder}: no such folder")
+    if any(d.is_dir() and d.name[0] != "." for d in folder.iterdir()):
+        paths, labels, classes = list_folder(folder, "train")
+    else:
+        paths, labels, classes = find_images(folder), None, None
+        if len(paths) < 2:
+            raise UserError(f"--data {folder}: neither class folders nor two images in it")
+        if by == "random":
+            raise UserError(f"--data {folder} has no class folders: only --by features can propose partners there")
+    images, kept = decode(paths, len(paths), image_size, f"reading {folder.name}", skip_bad)
+    paths = [paths[i] for i in kept.tolist()]
+    if labels is not None:
+        labels = labels[kept]
+        if not ignore_labels:
+            make_pairs("semantic", ImageSet(folder.name, images, labels, classes), seed)  # names classes with one image
+    if by == "random":
+        partner = semantic_partners(labels, stream("propose", seed))
+    else:
+        import evaluate  # it imports this file, so not at the top
+
+        small = thumbnails(images)
+        h = evaluate.features(backbone, images).cpu()
+        partner = nearest_partners(h, None if ignore_labels else labels, lambda i, j: near_identical(small[i], small[j]))
+    order = torch.randperm(len(paths), generator=stream("propose order", seed))
+    order = order[by_turns(labels[order])] if labels is not None else order
+    order = order[:count]
+    name = lambda i: paths[i].relative_to(folder).as_posix()
+    rows = [{"image_a": name(i), "image_b": name(partner[i]), "category": classes[labels[i]] if labels is not None else ""} for i in order.tolist()]
+    return rows, torch.stack([images[order], images[partner[order]]], 1)
+
+
+def write_sheets(stem, rows, both, per_sheet=50, columns=5):
+    """Contact sheets STEM-001.png ...: the pairs (N, 2, 3, S, S) side by side under their number and category."""
+    plt, files = pyplot(), []
+    progress = Progress("contact sheets, pairs", len(rows))
+    for first in range(0, len(rows), per_sheet):
+        part = range(first, min(first + per_sheet, len(rows)))
+        lines = math.ceil(len(part) / columns)
+        figure, axes = plt.subplots(lines, columns, figsize=(2.4 * columns, 1.4 * lines), squeeze=False)
+        for axis in axes.flat:
+            axis.axis("off")
+        for i, axis in zip(part, axes.flat):
+            a, b = both[i].permute(0, 2, 3, 1)
+            gap = torch.full((a.shape[0], max(1, a.shape[1] // 16), 3), 255, dtype=torch.uint8)
+            axis.imshow(torch.cat([a, gap, b], 1).numpy(), interpolation="nearest")
+            axis.set_title(f"{i + 1}  {rows[i]['category'][:24]}", fontsize=7, pad=2)
+        figure.tight_layout(pad=0.4)
+        files.append(Path(f"{stem}-{first // per_sheet + 1:03d}.png"))
+        figure.savefig(files[-1], dpi=100)
+        plt.close(figure)
+        progress(part[-1] + 1)
+    return files
+
+
+def category_of(path, folder):
+    """The class folder of an image: the first below `folder`, or below its train, test, val; "" if it lies in neither."""
+    parts = path.relative_to(folder).parts[:-1]
+    parts = parts[1:] if parts and parts[0] in ("train", "test", "val", "validation") else parts
+    return parts[0] if parts else ""
+
+
+def check(file, folder=None):
+    """Looks a pair list over: (lines of the report, mistakes). A mistake is a missing or unreadable image, an image
+    paired with itself or with a near-identical one, or, where the folder has classes, a pair of two categories."""
+    table, folder = read_rows(file, folder)
+    rows = [row for row in table if row["keep"]]
+    report, mistakes = [f"{file}: {len(table)} rows, {len(rows)} kept"], []
+    seen = {}
+    for row in rows:
+        for column in ("image_a", "image_b"):
+            seen.setdefault(row[column], []).append(row["line"])
+    small, progress = {}, Progress("reading images", len(seen))
+    for done, path in enumerate(seen):
+        try:
+            small[path] = thumbnails(decode([path], 1, 64, "")[0]) if path.is_file() else None
+            mistakes += [] if path.is_file() else [f"line {seen[path][0]}: {path} is missing"]
+        except UserError as error:
+            mistakes.append(f"line {seen[path][0]}: {str(error).removeprefix('1 of 1 images cannot be read: ').split('; repair')[0]}: cannot be read")
+        progress(done + 1)
+    false, known = [], 0
+    for row in rows:
+        a, b = small.get(row["image_a"]), small.get(row["image_b"])
+        if row["image_a"] == row["image_b"]:
+            mistakes.append(f"line {row['line']}: {row['image_a']} is paired with itself")
+        elif a is not None and b is not None and near_identical(a, b):
+            mistakes.append(f"line {row['line']}: {row['image_a']} and {row['image_b']} are identical, or nearly")
+        categories = [category_of(row[column], folder) for column in ("image_a", "image_b")]
+        if all(categories):
+            known += 1
+            if categories[0] != categories[1]:
+                false.append(f"line {row['line']}: {row['image_a']} and {row['image_b']} are of two categories")
+    count = {}
+    for row in rows:
+        name = row["category"] or category_of(row["image_a"], folder)
+        count[name] = count.get(name, 0) + 1
+    if set(count) - {""}:
+        low, high = min(count, key=count.get), max(count, key=count.get)
+        report.append(f"classes: {len(count)}; pairs in a class: {count[low]} ({low}) to {count[high]} ({high})")
+    often = [path for path, lines in seen.items() if len(lines) > 1]
+    most = max((len(lines) for lines in seen.values()), default=0)
+    report.append(f"images: {len(seen)}; {len(often)} in more than one row, at most {most} rows")
+    report.append(f"false pairs: {len(false)} of {known} ({len(false) / known:.1%})" if known else "false pairs: not known, the folder has no classes")
+    return report, mistakes + false
+
+
+def main():
+    parser = Parser(description="Make and check a list of semantic pairs.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add = (sub := commands.add_parser("propose", help="propose pairs, with contact sheets to look at")).add_argument
+    sub.description = "Writes a list of pairs (image_a, image_b, category, keep) and contact sheets. Strike rows out, or set keep to 0."
+    add("--data", required=True, help="a folder of class folders, with train/ or without; or, with --by features, of images")
+    add("--out", default="pairs.csv", help="the list; contact sheets are written beside it [pairs.csv]")
+    add("--count", type=positive_int, help="number of pairs, balanced over the classes [one for each image]")
+    add("--by", default="random", choices=["random", "features"], help="random: within the class; features: the nearest neighbour in a backbone's features [random]")
+    add("--backbone-file", help="with --by features: a run folder's backbone.pt, or weights with torchvision's key names")
+    add("--backbone", default="resnet18", help="its architecture [resnet18]")
+    add("--ignore-labels", action="store_true", help="with --by features: neighbours of any class; some pairs are false then")
+    add("--image-size", type=positive_int, help="side of the images in pixels, which decides a ResNet's stem [the first image's, at most 224]")
+    add("--skip-bad", action="store_true", help="leave out images that cannot be read")
+    add("--seed", type=int, default=0, help="of the partners and the order [0]")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
+    add = commands.add_parser("check", help="look a pair list over; exit status 1 when something is wrong").add_argument
+    add("list", help="FILE.csv with columns image_a,image_b and, optionally, category and keep")
+    add("--data", help="the folder that its paths are relative to [the list's own]")
+    args = parser.parse_args()
+
+    if args.command == "check":
+        report, mistakes = check(args.list, args.data)
+        print("\n".join(report + mistakes + [f"{len(mistakes)} mistakes" if mistakes else "nothing wrong"]))
+        sys.exit(1 if mistakes else 0)
+    out = Path(args.out)
+    if out.exists():
+        raise UserError(f"{out} exists and is not overwritten; choose another --out")
+    backbone = None
+    if args.by == "features":
+        import evaluate
+
+        if not args.backbone_file:
+            raise UserError("--by features needs --backbone-file FILE (and --backbone NAME)")
+        size = args.image_size
+        if size is None:
+            first = find_images(Path(args.data))[:1]
+            size = args.image_size = min(224, *open_image(first[0]).size) if first else 224
+        backbone, _ = evaluate.build_backbone(args.backbone, size)
+        evaluate.load_weights(backbone, args.backbone_file)
+        backbone.to(evaluate.pick_device(args.device))
+    elif args.ignore_labels:
+        raise UserError("--ignore-labels needs --by features: random partners of any class are no semantic pairs")
+    rows, both = propose(args.data, args.by, args.count, backbone, args.image_size, args.seed, args.ignore_labels, args.skip_bad)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with open(out, "w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, ["number", "image_a", "image_b", "category", "keep"])
+        table.writeheader()
+        table.writerows({"number": i, **row, "keep": 1} for i, row in enumerate(rows, start=1))
+    sheets = write_sheets(out.with_suffix(""), rows, both)
+    print(f"{out}: {len(rows):,} pairs. Look at {sheets[0]} ... {sheets[-1].name}, set keep to 0 where a pair is wrong, then\n"
+          f"    python pairs.py check {out} --data {args.data}\n    python simclr.py --pairs {out} --data {args.data}")
+
+
+if __name__ == "__main__":
+    import pairs  # this file again, under the name that evaluate.py knows it by: there must be one UserError
+
+    pairs.run_cli(pairs.main)

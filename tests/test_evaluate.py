@@ -274,7 +274,7 @@ def test_a_collapsing_run_warns_once_in_plain_words(tmp_path, capsys):
     assert capsys.readouterr().out.count("warning: the embeddings are collapsing") == 1
     lines = [json.loads(line) for line in open(run.folder / "log.jsonl")]
     assert [line["step"] for line in lines] == [2, 4] and lines[0]["loss"] == 1.0
-    assert list(lines[0]) == ["epoch", "step", "loss", "lr", "images_per_second", "embedding_std", "effective_rank"]
+    assert list(lines[0]) == ["epoch", "step", "loss", "lr", "images_per_second", "embedding_std", "effective_rank", "semantic_rate", "false_rate", "same_class_rate"]
 
 
 def test_mistakes_are_named(tmp_path):

@@ -18,7 +18,7 @@ def photos(n=6, size=24, seed=0):
 
 
 def pool(labels, size=8):
-    labels = torch.tensor(labels)
+    labels = torch.as_tensor(labels)
     return pairs.ImageSet("pool", photos(len(labels), size), labels, [f"c{i}" for i in range(int(labels.max()) + 1)])
 
 
@@ -95,7 +95,7 @@ def test_mistakes_in_folders_are_named(tmp_path):
         pairs.load_images(str(tmp_path))
     write_folder(tmp_path, "val")
     (tmp_path / "train" / "cat" / "3.png").write_bytes(b"not an image")
-    with pytest.raises(UserError, match="cannot read the image .*3.png"):
+    with pytest.raises(UserError, match="images cannot be read: .*3.png"):
         pairs.load_images(str(tmp_path))
     (tmp_path / "cifar").mkdir()
     with pytest.raises(UserError, match="--download"):
@@ -240,6 +240,183 @@ def test_blur_is_off_below_64_pixels_unless_asked_for():
 
     for argv, size, expected in (([], 32, 0), ([], 64, 0.5), (["--blur", "0.3", "0"], 32, 0.3), (["--without", "blur"], 96, 0)):
         assert pairs.make_views(simclr.parse_args(argv), size)[0].p_blur == expected
+
+
+
+# -- study controls
+
+
+def test_false_partners_are_of_another_class_and_uniform():
+    labels = torch.tensor([0, 1, 0, 2, 1, 0, 2, 2, 2])
+    counts = torch.zeros(9, 9)
+    for i in range(3000):
+        partner = pairs.false_partners(labels, pairs.stream("f", i))
+        assert (labels[partner] != labels).all()
+        counts[torch.arange(9), partner] += 1
+    for i in range(9):
+        others = counts[i][labels != labels[i]]
+        expected = 3000 / len(others)
+        assert ((others - expected) ** 2 / expected).sum() < 30  # chi-square with 4 to 6 degrees of freedom: p < 1e-4
+    assert pairs.false_partners(torch.zeros(3, dtype=torch.long), pairs.stream("f")).tolist() == [0, 1, 2]
+
+
+def test_controls_change_the_share_asked_for_and_nothing_else():
+    source = pairs.make_pairs("semantic", pool(torch.arange(4000) % 8), seed=0)
+    anchor, partner = source.epoch(3)
+    controlled = pairs.replace(source, false_pairs=0.3, semantic_share=0.6)
+    a, p = controlled.epoch(3)
+    labels = source.pool.labels
+    assert torch.equal(a, anchor) and abs((a != p).float().mean() - 0.6) < 0.03
+    true = (a != p) & (labels[a] == labels[p])
+    assert torch.equal(p[true], partner[true])  # those left alone have the partner they had
+    rates = controlled.rates(3)
+    assert rates["semantic_rate"] == pytest.approx((a != p).float().mean().item())
+    assert abs(rates["false_rate"] - 0.3) < 0.03 and rates["same_class_rate"] == pytest.approx(1 / 8, abs=0.005)
+    assert source.rates(3) == {"semantic_rate": 1.0, "false_rate": 0.0, "same_class_rate": pytest.approx(1 / 8)}
+    assert pairs.make_pairs("augmented", source.pool, 0).rates(0)["semantic_rate"] == 0
+
+
+def test_the_rate_of_negatives_of_the_anchors_class_is_that_of_simclrs_batches():
+    """Counted over batches: of the second images of the other pairs, the share with the anchor's class."""
+    labels = torch.tensor([0] * 600 + [1] * 300 + [2] * 100)
+    source = pairs.make_pairs("semantic", pool(labels), seed=0)
+    same, all_ = 0, 0
+    for epoch in range(5):
+        anchor, partner = source.epoch(epoch)
+        for a, p in zip(labels[anchor].split(50), labels[partner].split(50)):
+            equal = a[:, None] == p[None]
+            same, all_ = same + equal.sum() - equal.diagonal().sum(), all_ + 50 * 49
+    assert source.rates(0)["same_class_rate"] == pytest.approx(float(same / all_), abs=0.01)
+
+
+# -- images that real folders hold
+
+
+def awkward(folder):
+    """Real folders' images: name -> colour (r, g, b) that each should show, or None where it cannot be read."""
+    folder.mkdir(parents=True)
+    red = Image.new("RGB", (20, 20), (200, 30, 40))
+    red.convert("CMYK").save(folder / "cmyk.jpg")
+    red.quantize(8).save(folder / "palette.png")
+    Image.fromarray(np.full((20, 20), 128 * 256, np.uint16)).save(folder / "sixteen bits.png")
+    red.save(folder / "größe und leer.png")
+    sideways = Image.new("RGB", (40, 20), (200, 30, 40))
+    sideways.paste((0, 0, 0), (0, 0, 20, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sideways.save(folder / "turned.jpg", exif=exif, quality=95)
+    (folder / "link.png").symlink_to(folder / "palette.png")
+    (folder / "nested" / "deep").mkdir(parents=True)
+    red.save(folder / "nested" / "deep" / "a.PNG")
+    (folder / "notes.txt").write_text("no image"), (folder / "._hidden.jpg").write_bytes(b"x")
+    return ["cmyk.jpg", "größe und leer.png", "link.png", "nested/deep/a.PNG", "palette.png", "sixteen bits.png", "turned.jpg"]
+
+
+def test_awkward_images_are_read_as_they_look(tmp_path):
+    names = awkward(tmp_path / "c")
+    assert [p.relative_to(tmp_path / "c").as_posix() for p in pairs.find_images(tmp_path / "c")] == names
+    images, kept = pairs.decode(pairs.find_images(tmp_path / "c"), 7, 20, "")
+    middle = dict(zip(names, images[:, :, 10, 10].tolist()))
+    assert kept.tolist() == list(range(7))
+    assert middle.pop("sixteen bits.png") == [128] * 3
+    middle.pop("turned.jpg")
+    assert all(max(abs(a - b) for a, b in zip(m, (200, 30, 40))) < 12 for m in middle.values()), middle
+    turned = images[names.index("turned.jpg")].float().mean(0)
+    assert turned[2].mean() < 20 < turned[17].mean()  # black above: the camera was held sideways
+
+
+def test_bad_images_are_all_named_or_left_out(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / name / f"{i}.png")
+    whole = (tmp_path / "a" / "1.png").read_bytes()
+    (tmp_path / "a" / "1.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "b" / "0.png").write_bytes(b"")
+    (tmp_path / "b" / "3.png").write_bytes(b"no image")
+    with pytest.raises(UserError) as error:
+        pairs.load_images(str(tmp_path))
+    assert "3 of 8 images cannot be read" in str(error.value) and "--skip-bad" in str(error.value)
+    assert all(name in str(error.value) for name in ("a/1.png", "b/0.png", "b/3.png"))
+    found = pairs.load_images(str(tmp_path), skip_bad=True)
+    assert sorted(zip(found.labels.tolist(), found.images[:, 0, 0, 0].tolist())) == [(0, 0), (0, 2), (0, 3), (1, 1), (1, 2)]
+    assert "left out 3 of 8 images" in capsys.readouterr().out
+    (tmp_path / "list.csv").write_text("image_a,image_b\na/0.png,a/1.png\na/0.png,a/2.png\nb/1.png,b/2.png\n")
+    assert len(pairs.read_pair_list(tmp_path / "list.csv", skip_bad=True)) == 2
+
+
+# -- curation
+
+
+def two_colours(folder, n=12):
+    """Class folders of n noisy red and n noisy blue images."""
+    generator = torch.Generator().manual_seed(0)
+    for c, name in enumerate(("blue", "red")):
+        (folder / "train" / name).mkdir(parents=True), (folder / "test" / name).mkdir(parents=True)
+        for i in range(n):
+            pixels = torch.randint(0, 100, (16, 16, 3), generator=generator, dtype=torch.uint8)
+            pixels[:, :, 0 if name == "red" else 2] += 120
+            Image.fromarray(pixels.numpy()).save(folder / "train" / name / f"{i:02d}.png")
+    return folder
+
+
+def test_proposed_pairs_are_balanced_and_pass_the_check(tmp_path):
+    folder = two_colours(tmp_path / "d")
+    rows, both = pairs.propose(folder, count=10)
+    assert len(rows) == 10 and both.shape == (10, 2, 3, 16, 16) and [r["category"] for r in rows].count("red") == 5
+    for row, (a, b) in zip(rows, both):
+        assert row["image_a"] != row["image_b"] and row["image_a"].split("/")[1] == row["image_b"].split("/")[1] == row["category"]
+        assert torch.equal(a, pairs.decode([folder / row["image_a"]], 1, 16, "")[0][0]) and torch.equal(b, pairs.decode([folder / row["image_b"]], 1, 16, "")[0][0])
+
+
+def test_neighbours_without_labels_and_without_copies():
+    h = torch.tensor([[1, 0.0], [1, 0.01], [1, 0.3], [0, 1], [0.1, 1]])
+    assert pairs.nearest_partners(h).tolist() == [1, 0, 1, 4, 3]
+    assert pairs.nearest_partners(h, torch.tensor([0, 1, 0, 1, 1])).tolist() == [2, 4, 0, 4, 3]
+    copies = lambda i, j: (i + j) == 1  # images 0 and 1 are the same picture
+    assert pairs.nearest_partners(h, forbidden=copies).tolist() == [2, 2, 1, 4, 3]
+
+
+def run_pairs(*arguments):
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    done = subprocess.run([sys.executable, Path(pairs.__file__), *map(str, arguments)], capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_propose_strike_out_check_and_train_as_a_user_does(tmp_path):
+    folder, out = two_colours(tmp_path / "d"), tmp_path / "pairs.csv"
+    status, said, error = run_pairs("propose", "--data", folder, "--out", out)
+    assert status == 0 and "24 pairs" in said, error
+    assert min(Image.open(tmp_path / "pairs-001.png").size) > 100
+    text = out.read_text().splitlines()
+    assert text[0] == "number,image_a,image_b,category,keep" and len(text) == 25
+    out.write_text("\n".join([text[0], text[1][:-1] + "0", *text[2:]]) + "\n")  # one struck out
+    status, said, _ = run_pairs("check", out, "--data", folder)
+    assert status == 0 and "24 rows, 23 kept" in said and "false pairs: 0 of 23" in said and "11 (" in said and "nothing wrong" in said
+    source = pairs.read_pair_list(out, folder)
+    assert len(source) == 23 and source.rates(0)["false_rate"] == 0 and source.pool.classes == ["blue", "red"]
+    wrong = pairs.replace(source, false_pairs=1.0)
+    assert wrong.rates(0)["false_rate"] == 1
+    status, _, error = run_pairs("propose", "--data", folder, "--out", out)
+    assert status == 2 and "not overwritten" in error and error.count("\n") == 1
+
+
+def test_check_finds_what_is_wrong(tmp_path):
+    folder = two_colours(tmp_path / "d")
+    (folder / "train" / "red" / "copy.png").write_bytes((folder / "train" / "red" / "00.png").read_bytes())
+    (folder / "train" / "red" / "bad.png").write_bytes(b"x")
+    rows = ["red/00.png,train/red/copy.png", "red/01.png,train/red/01.png", "red/02.png,train/red/gone.png", "red/03.png,train/red/bad.png",
+            "red/04.png,train/blue/04.png", "red/05.png,train/red/06.png"]
+    (tmp_path / "l.csv").write_text("image_a,image_b\n" + "".join(f"train/{row}\n" for row in rows))
+    report, mistakes = pairs.check(tmp_path / "l.csv", folder)
+    assert "false pairs: 1 of 6 (16.7%)" in report and "classes: 1; pairs in a class: 6 (red) to 6 (red)" in report
+    for line, said in ((2, "identical"), (3, "with itself"), (4, "is missing"), (5, "cannot be read"), (6, "two categories")):
+        assert any(m.startswith(f"line {line}:") and said in m for m in mistakes), (line, mistakes)
+    assert len(mistakes) == 5
+    assert run_pairs("check", tmp_path / "l.csv", "--data", folder)[0] == 1
 
 
 # -- scenes drawn again, shifted, with boxes

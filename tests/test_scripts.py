@@ -19,6 +19,7 @@ import pairs
 
 ROOT = Path(__file__).parent.parent
 METHODS = ["simclr", "moco", "byol", "simsiam"]
+LOGGED = ["epoch", "step", "loss", "lr", "images_per_second", "embedding_std", "effective_rank", "semantic_rate", "false_rate", "same_class_rate"]
 QUICK = ["--epochs", "2", "--batch-size", "16", "--device", "cpu"]
 
 
@@ -70,7 +71,7 @@ def check_run(folder, config_has):
     config = json.loads((folder / "config.json").read_text())
     assert config_has.items() <= config.items() and {"torch", "git_commit", "seed"} <= set(config)
     lines = [json.loads(line) for line in open(folder / "log.jsonl")]
-    assert all(list(line) == ["epoch", "step", "loss", "lr", "images_per_second", "embedding_std", "effective_rank"] for line in lines)
+    assert all(list(line) == LOGGED for line in lines)
     assert lines[-1]["epoch"] == config["epochs"]
     assert lines[-1]["step"] == config["epochs"] * (config["pairs_per_epoch"] // config["batch_size"])
     backbone, _ = evaluate.build_backbone(config["backbone"], config["image_size"])
@@ -92,6 +93,14 @@ def test_every_method_runs_on_every_kind_of_pairs(method, kind, photos, tmp_path
         r = result[head][photos.name]
         assert 0 <= r["accuracy"] <= 1 and r["chance"] == 0.5 and (r["classes"], r["n_train"], r["n_test"]) == (2, 40, 12)
         assert f"{r['accuracy']:.3f}" in done.stdout and f"{r['untrained']:.3f}" in done.stdout
+
+
+def test_study_controls_are_logged_as_they_turned_out(photos, tmp_path):
+    for i, given in enumerate(("semantic", photos / "list.csv")):
+        said = printed("simsiam.py", "--pairs", given, "--data", photos, "--backbone", "convnet", *QUICK, "--false-pairs", "0.5", "--semantic-share", "0.5", "--out", tmp_path / str(i))
+        _, lines = check_run(tmp_path / str(i), {"false_pairs": 0.5, "semantic_share": 0.5})
+        assert all(0.2 < line["semantic_rate"] < 0.8 and 0.1 < line["false_rate"] < 0.9 and line["same_class_rate"] > 0.4 for line in lines)
+        assert "semantic_rate 0." in said
 
 
 def test_a_list_without_data_trains_and_says_how_to_evaluate(photos, tmp_path):
@@ -229,6 +238,7 @@ def test_a_mistake_in_an_evaluation_is_one_line_and_loses_nothing(arguments, sai
     (["--backbone", "resnet19"], "--backbone resnet19"),
     (["--device", "tpu9"], "--device tpu9"),
     (["--limit", "256", "--pairs", "semantic"], "one image only"),
+    (["--false-pairs", "1.5"], "--false-pairs: 1.5 is not between 0 and 1"),
     (["--batch-size", "5000"], "--batch-size 5000"),
     (["--crop-min", "2"], "--crop-min: 2 is not between 0 and 1"),
     (["--weight-decay", "-1"], "--weight-decay"),
