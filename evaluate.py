@@ -744,6 +744,8 @@ class Run:
         kind = args.pairs if args.pairs in ("augmented", "semantic") else Path(args.pairs).stem
         if args.pairs != kind and args.arm == "augmented":
             kind += "-augmented"
+        if kind != "augmented":  # what the study varies is in the name
+            kind += f"-share{args.semantic_share:g}" * (args.semantic_share < 1) + f"-false{args.false_pairs:g}" * (args.false_pairs > 0)
         data = Path(args.data).name if args.data else "list"
         self.folder = Path(args.out or f"runs/{method}-{kind}-{data}-seed{args.seed}")
         self.backbone, self.model, self.optimizer = backbone, model, optimizer
