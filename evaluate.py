@@ -1013,7 +1013,8 @@ def draw_curves(folder):
 
 # --------------------------------------------------------------------------------------- comparison
 
-FREE = {"seed", "pairs", "arm", "data", "root", "download", "device", "out", "resume"}  # may differ between matched runs
+FREE = {"seed", "pairs", "arm", "semantic_share", "false_pairs",  # may differ between matched runs
+        "data", "root", "download", "device", "out", "resume", "skip_bad"}
 ARM_COLORS = {"untrained": "0.6", "augmented": "tab:orange", "semantic": "tab:blue"}
 
 
@@ -1022,6 +1023,12 @@ def arm_of(config):
     if config["pairs"] in ("augmented", "semantic", None):
         return config["pairs"] or "any"
     return config["arm"]
+
+
+def control_of(config):
+    """The study's controls of a run's semantic pairs, such as ", share 0.5, false 0.2"; "" at their defaults."""
+    share, false = config.get("semantic_share", 1), config.get("false_pairs", 0)
+    return "" if arm_of(config) != "semantic" else f", share {share:g}" * (share < 1) + f", false {false:g}" * (false > 0)
 
 
 def data_of(config):
@@ -1063,7 +1070,7 @@ def interval(differences, level=0.95):
 
 
 def compare(runs):
-    """Rows of the comparison, a dict each, of run folders: one for each method, pretraining data and measure.
+    """Rows of the comparison, a dict each, of run folders: one for each method, pretraining data, control and measure.
 
     "augmented", "semantic" and "any" hold {seed: value}; "difference" is (mean, low, high) of semantic - augmented
     over the seeds that both arms have, with a 95 % interval (Student's t), or None. Raises UserError when runs of one
@@ -1083,22 +1090,29 @@ def compare(runs):
             for name in sorted((set(vars_of(first)) | set(vars_of(config))) - FREE):
                 if config.get(name) != first.get(name):
                     raise UserError(f"not matched, so not comparable: {name} is {first.get(name)} in {first_run} and {config.get(name)} in {run}")
-        for measure in dict.fromkeys(m for *_, results in members for m in measures(results)):
-            row = {"method": method, "data": data, "measure": " ".join(measure), "untrained": {}, "chance": None}
-            for run, config, results in members:
-                if measure in (found := measures(results)):
-                    arm = row.setdefault(arm_of(config), {})
-                    if config["seed"] in arm:
-                        raise UserError(f"{run}: another run of {method}, {arm_of(config)} pairs, seed {config['seed']} is there already")
-                    arm[config["seed"]] = found[measure]["value"]
-                    row["chance"] = found[measure].get("chance")
-                    if "untrained" in found[measure]:
-                        row["untrained"][config["seed"]] = found[measure]["untrained"]
-            a, s = row.get("augmented", {}), row.get("semantic", {})
-            both = sorted(a.keys() & s.keys())
-            row["seeds"], row["difference"] = both, interval([s[k] - a[k] for k in both]) if both else None
-            rows.append(row)
+        controls = dict.fromkeys(control_of(config) for _, config, _ in members if arm_of(config) == "semantic") or [""]
+        for control in controls:  # each beside the same augmented runs
+            chosen = [(run, config, measures(results)) for run, config, results in members
+                      if arm_of(config) != "semantic" or control_of(config) == control]
+            for measure in dict.fromkeys(measure for *_, found in chosen for measure in found):
+                rows.append(compare_one(method, data + control, measure, [m for m in chosen if measure in m[2]]))
     return rows
+
+
+def compare_one(method, data, measure, members):
+    """One row of `compare`, of the members (run, config, measures) that have the measure."""
+    row = {"method": method, "data": data, "measure": " ".join(measure), "untrained": {}, "chance": None}
+    for run, config, found in members:
+        arm, seed, number = row.setdefault(arm_of(config), {}), config["seed"], found[measure]
+        if seed in arm:
+            raise UserError(f"{run}: another run of {method}, {arm_of(config)} pairs, seed {seed} is there already")
+        arm[seed], row["chance"] = number["value"], number.get("chance")
+        if "untrained" in number:
+            row["untrained"][seed] = number["untrained"]
+    augmented, semantic = row.get("augmented", {}), row.get("semantic", {})
+    row["seeds"] = sorted(augmented.keys() & semantic.keys())
+    row["difference"] = interval([semantic[k] - augmented[k] for k in row["seeds"]]) if row["seeds"] else None
+    return row
 
 
 def mean_and_deviation(values):

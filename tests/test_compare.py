@@ -64,6 +64,12 @@ def test_groups_are_methods_and_data_and_a_list_is_a_semantic_arm(make):
     assert rows[3]["difference"][0] == pytest.approx(0.1) and math.isnan(rows[3]["difference"][1])  # one seed has no interval
 
 
+def test_controls_are_rows_of_their_own_beside_the_same_baseline(make):
+    rows = evaluate.compare([make("augmented", 0, 0.5), make("semantic", 0, 0.9), make("semantic", 0, 0.8, false_pairs=0.2),
+                             make("semantic", 0, 0.7, false_pairs=0.2, semantic_share=0.5)])
+    assert [(r["data"], round(r["difference"][0], 6)) for r in rows] == [("scenes", 0.4), ("scenes, false 0.2", 0.3), ("scenes, share 0.5, false 0.2", 0.2)]
+
+
 def test_what_is_written(make, tmp_path):
     runs = [make(arm, seed, value) for seed in (0, 1) for arm, value in (("augmented", 0.5), ("semantic", 0.6 + 0.2 * seed))]
     text = evaluate.write_comparison(evaluate.compare(runs), tmp_path / "out")
