@@ -37,12 +37,14 @@ import platform
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import PIL
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 import torchvision
@@ -178,6 +180,68 @@ def pick_device(name):
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name}: not usable here ({str(error).splitlines()[0]}); use cpu") from None
     return device
+
+
+# ---------------------------------------------------------------------------------- several processes
+
+
+def join(device_name, batch_size):
+    """The torch.device of this process. Under torchrun it also joins the others: NCCL on GPUs, one each; else gloo.
+
+    Only process 0 prints. Raises UserError when the device is not there or batch_size is no multiple of the processes.
+    """
+    device, world = pick_device(device_name), int(os.environ.get("WORLD_SIZE", 1))
+    if batch_size % world:
+        raise UserError(f"--batch-size {batch_size} must be a multiple of the {world} processes: it is the batch of all of them")
+    if world > 1:
+        if device.type == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # "cuda" means this one from now on
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if dist.get_rank():
+            sys.stdout = open(os.devnull, "w")
+    return device
+
+
+def parallel(model, sync_batchnorm=True):
+    """The model as the training loop calls it: itself, or among several processes in DistributedDataParallel, which
+    averages gradients; BatchNorm takes its statistics over all processes (torch has that on GPUs only)."""
+    if not dist.is_initialized():
+        return model
+    if sync_batchnorm and next(model.parameters()).is_cuda:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # replaces the layers inside, keeps their parameters
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of the argument's newer name, which older torch does not know
+        return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+
+
+def gather(z):
+    """The rows z (N, d) of every process, (processes N, d), in order; z itself when there is one.
+
+    A loss of all rows can then be computed by each process. Its gradient reaches the own rows, multiplied by the
+    number of processes, because DistributedDataParallel averages: the result is the gradient on the joined batch.
+    """
+    rank, world = pairs.rank_and_world()
+    if world == 1:
+        return z
+    rows = [torch.empty_like(z) for _ in range(world)]
+    dist.all_gather(rows, z.detach().contiguous())
+    if z.requires_grad:
+        rows[rank] = z * world - z.detach() * (world - 1)  # the value of z, world times its gradient
+    return torch.cat(rows)
+
+
+def on_first(call):
+    """Calls on process 0 only; a UserError there is raised in every process, so that none waits for the others."""
+    error = [None]
+    if pairs.rank_and_world()[0] == 0:
+        try:
+            call()
+        except UserError as caught:
+            error[0] = str(caught)
+    if dist.is_initialized():
+        dist.broadcast_object_list(error)
+    if error[0]:
+        raise UserError(error[0])
 
 
 # -------------------------------------------------------------------------------------------- heads
@@ -754,20 +818,26 @@ class Run:
         self.epoch = self.step = 0
         if len(source) < args.batch_size:
             raise UserError(f"--batch-size {args.batch_size} is more than the {len(source)} pairs of an epoch; make it smaller")
-        if args.resume:
-            self._load()
+        self.first = pairs.rank_and_world()[0] == 0  # only process 0 writes
+        self.config["processes"] = pairs.rank_and_world()[1]
+        if not args.resume:
+            on_first(lambda: self._create(source, view1, view2))
         else:
-            if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-                raise UserError(f"{self.folder} exists and is not overwritten: --resume goes on with it, --out DIR writes elsewhere")
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / "config.json", self.config)
-            self.save(0)
-        pairs.save_picture(self.folder / "pairs.png", source, view1, view2)
+            self._load()
         print(f"{self.folder}: {len(source):,} pairs an epoch, {self.total:,} steps, on {args.device}", flush=True)
         self.rates = functools.lru_cache(1)(source.rates)  # the same for all of an epoch's lines
         told = {name: f"{value:.3f}" for name, value in self.rates(0).items() if value is not None}
         print("pairs of the first epoch: " + ", ".join(f"{name} {value}" for name, value in told.items()), flush=True)
         self.losses, self.warned, self.printed, self.printed_step = 0.0, False, time.time(), self.step
+
+    def _create(self, source, view1, view2):
+        """Makes the folder, with the untrained backbone and a picture of the pairs."""
+        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise UserError(f"{self.folder} exists and is not overwritten: --resume goes on with it, --out DIR writes elsewhere")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / "config.json", self.config)
+        self.save(0)
+        pairs.save_picture(self.folder / "pairs.png", source, view1, view2)
 
     def _load(self):
         """Takes everything back from checkpoint.pt, after checking that the run's settings are the same."""
@@ -786,7 +856,8 @@ class Run:
             torch.cuda.set_rng_state(state["cuda_rng"])
         log = self.folder / "log.jsonl"  # lines after the checkpoint are of steps that will be run again
         lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= self.step] if log.exists() else []
-        log.write_text("".join(line + "\n" for line in lines))
+        if self.first:
+            log.write_text("".join(line + "\n" for line in lines))
 
     def log(self, epoch, loss, lr, z):
         """Counts a step; every two seconds and at the end of an epoch writes a line to the screen and log.jsonl.
@@ -794,6 +865,8 @@ class Run:
         Only then does the host wait for the device. Raises UserError when the loss is not finite.
         """
         self.step, self.losses = self.step + 1, self.losses + loss.detach()
+        if not self.first:
+            return
         now, steps = time.time(), self.step - self.printed_step
         if now - self.printed < 2 and self.step % max(1, self.total // self.epochs):
             return
@@ -822,6 +895,8 @@ class Run:
             raise UserError(f"a weight is not finite after epoch {epoch}: try a lower --lr; "
                             f"{self.folder / 'checkpoint.pt'} holds the end of epoch {self.epoch}")
         self.epoch = epoch
+        if not self.first:
+            return
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "epoch": epoch, "step": self.step,
                  "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state() if self.device.type == "cuda" else None}
         bare = {key: value.detach().cpu().contiguous() for key, value in self.backbone.state_dict().items()}
@@ -830,7 +905,11 @@ class Run:
             os.replace(self.folder / (name + ".part"), self.folder / name)
 
     def finish(self, data):
-        """Draws curves.png, evaluates the backbone on `data`, prints the table, writes result.json."""
+        """Draws curves.png, evaluates the backbone on `data`, prints the table, writes result.json; process 0 alone does."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        if not self.first:
+            return
         draw_curves(self.folder)
         if data is None:
             print(f"No labelled --data was given, so no table. Later: python evaluate.py linear {self.folder} --data DIR")
@@ -841,7 +920,7 @@ class Run:
 
 def vars_of(config):
     """The names in config.json that are the user's options or follow from the data, not from the machine."""
-    machine = {"python", "torch", "torchvision", "numpy", "pillow", "threads", "machine", "git_commit", "gpu"}
+    machine = {"python", "torch", "torchvision", "numpy", "pillow", "threads", "machine", "git_commit", "gpu", "processes"}
     return [name for name in config if name not in machine]
 
 

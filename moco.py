@@ -164,13 +164,14 @@ def train(model, optimizer, source, view1, view2, run, args):
     steps_per_epoch = len(source) // args.batch_size
     total, peak = args.epochs * steps_per_epoch, args.lr * args.batch_size / 256
     images = source.pool.images.to(device)
+    network = evaluate.parallel(model, sync_batchnorm=False)  # under torchrun: the gradients' mean over all processes
     for epoch in range(run.epoch, args.epochs):
         for x1, x2 in pairs.batches(source, epoch, args.batch_size, view1, view2, device, images):
             lr = learning_rate(run.step, total, peak)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                q = model(x1)
+                q = network(x1)
                 model.update_key_encoder(args.ema_decay)
                 k = model.keys(x2)
             loss = info_nce(q.float(), k.float(), model.queue, args.temperature)
@@ -178,7 +179,7 @@ def train(model, optimizer, source, view1, view2, run, args):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            model.enqueue(k.float())  # only now: a key must not be its own query's negative
+            model.enqueue(evaluate.gather(k.float()))  # only now: a key must not be its own query's negative
             run.log(epoch, loss, lr, q)
         run.save(epoch + 1)
 
@@ -188,10 +189,11 @@ def train(model, optimizer, source, view1, view2, run, args):
 
 def main():
     args = parse_args()
-    device = evaluate.pick_device(args.device)
-    if args.queue_size % args.batch_size or args.batch_size % args.bn_splits:
-        raise pairs.UserError(f"--queue-size {args.queue_size} must be a multiple of --batch-size {args.batch_size}, "
-                              f"and that of --bn-splits {args.bn_splits}")
+    device = evaluate.join(args.device, args.batch_size)
+    processes = pairs.rank_and_world()[1]
+    if args.queue_size % args.batch_size or args.batch_size % (args.bn_splits * processes):
+        raise pairs.UserError(f"--queue-size {args.queue_size} must be a multiple of --batch-size {args.batch_size}, and that of "
+                              f"--bn-splits {args.bn_splits}" + (f" times {processes} processes" if processes > 1 else ""))
     source = pairs.load_pairs(args)
     view1, view2 = pairs.make_views(args, source.pool.image_size)
 

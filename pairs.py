@@ -32,6 +32,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import torchvision
 from PIL import Image, ImageOps
@@ -107,6 +108,11 @@ def stream(*key):
     interrupted run resumable (an epoch's randomness depends on its number, not on what ran before).
     """
     return torch.Generator().manual_seed(zlib.crc32(repr(key).encode()))
+
+
+def rank_and_world():
+    """(number of this process, number of processes): (0, 1) unless torchrun started several."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def uniform(low, high, shape, generator, device="cpu"):
@@ -754,14 +760,16 @@ def batches(pairs, epoch, batch_size, view1, view2, device, images=None):
     """Yields the epoch's batches (x1, x2), each float (batch_size, 3, S, S), augmented on `device`.
 
     x1 shows the anchors under `view1`, x2 the partners under `view2`. The last, smaller batch is dropped:
-    batch statistics and MoCo's queue need equal batches. `images` is the pool, if already on the device.
+    batch statistics and MoCo's queue need equal batches. `images` is the pool, if already on the device. Of
+    several processes each gets its share of every batch, batch_size / processes pairs.
     """
     images = pairs.pool.images.to(device) if images is None else images
     anchor, partner = (index.to(device) for index in pairs.epoch(epoch))
-    generator = stream("augment", pairs.seed, epoch)
+    rank, world = rank_and_world()
+    share, generator = batch_size // world, stream("augment", pairs.seed, epoch, *[rank] * (world > 1))
     for i in range(0, len(pairs) - batch_size + 1, batch_size):
-        yield (augment(images[anchor[i : i + batch_size]], view1, generator),
-               augment(images[partner[i : i + batch_size]], view2, generator))
+        rows = slice(i + rank * share, i + (rank + 1) * share)
+        yield augment(images[anchor[rows]], view1, generator), augment(images[partner[rows]], view2, generator)
 
 
 # ------------------------------------------------------------------------------------- augmentation

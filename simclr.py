@@ -135,14 +135,15 @@ def train(model, optimizer, source, view1, view2, run, args):
     steps_per_epoch = len(source) // args.batch_size
     total, warmup = args.epochs * steps_per_epoch, args.warmup_epochs * steps_per_epoch
     images = source.pool.images.to(device)
+    network = evaluate.parallel(model)  # under torchrun: the gradients' mean over all processes
     for epoch in range(run.epoch, args.epochs):
         for x1, x2 in pairs.batches(source, epoch, args.batch_size, view1, view2, device, images):
             lr = learning_rate(run.step, total, args.lr * args.batch_size / 256, warmup)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                z1, z2 = model(x1), model(x2)
-            loss = nt_xent(z1.float(), z2.float(), args.temperature)
+                z1, z2 = network(x1), network(x2)
+            loss = nt_xent(evaluate.gather(z1.float()), evaluate.gather(z2.float()), args.temperature)
 
             optimizer.zero_grad()
             loss.backward()
@@ -156,7 +157,7 @@ def train(model, optimizer, source, view1, view2, run, args):
 
 def main():
     args = parse_args()
-    device = evaluate.pick_device(args.device)
+    device = evaluate.join(args.device, args.batch_size)
     source = pairs.load_pairs(args)
     view1, view2 = pairs.make_views(args, source.pool.image_size)
 

@@ -146,13 +146,14 @@ def train(model, optimizer, source, view1, view2, run, args):
     steps_per_epoch = len(source) // args.batch_size
     total, peak = args.epochs * steps_per_epoch, args.lr * args.batch_size / 256
     images = source.pool.images.to(device)
+    network = evaluate.parallel(model)  # under torchrun: the gradients' mean over all processes
     for epoch in range(run.epoch, args.epochs):
         for x1, x2 in pairs.batches(source, epoch, args.batch_size, view1, view2, device, images):
             lr = learning_rate(run.step, total, peak)
             backbone_and_projector, predictor = optimizer.param_groups
             backbone_and_projector["lr"], predictor["lr"] = lr, peak  # Sec. 4.2: the predictor should keep up
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                (z1, p1), (z2, p2) = model(x1), model(x2)
+                (z1, p1), (z2, p2) = network(x1), network(x2)
             loss = 0.5 * negative_cosine(p1.float(), z2.float()) + 0.5 * negative_cosine(p2.float(), z1.float())
 
             optimizer.zero_grad()
@@ -167,7 +168,7 @@ def train(model, optimizer, source, view1, view2, run, args):
 
 def main():
     args = parse_args()
-    device = evaluate.pick_device(args.device)
+    device = evaluate.join(args.device, args.batch_size)
     source = pairs.load_pairs(args)
     view1, view2 = pairs.make_views(args, source.pool.image_size)
 

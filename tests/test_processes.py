@@ -1,0 +1,129 @@
+"""Several processes: two of them (gloo, CPU) against one on the joined batch, for each method; shares of a batch."""
+
+import importlib
+import os
+import types
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+import evaluate
+import pairs
+from pairs import UserError
+
+STEPS, BATCH = 3, 8
+
+
+def build(method):
+    """A small model of a method, in eval mode: torch synchronises BatchNorm on GPUs only, so its statistics are fixed."""
+    module = importlib.import_module(method)
+    torch.manual_seed(0)
+    backbone, width = evaluate.build_backbone("convnet", 16)
+    model = {"simclr": lambda: module.SimCLR(backbone, width, 16, 8), "moco": lambda: module.MoCo(backbone, width, 16, 8, 16, 2),
+             "byol": lambda: module.BYOL(backbone, width, 16, 8), "simsiam": lambda: module.SimSiam(backbone, width, 16, 8, 2)}[method]()
+    return module, model.eval()
+
+
+def train(method, folder):
+    """Trains on fixed batches, or this process's half of them, with the method's own loop; saves weights and losses."""
+    module, model = build(method)
+    rank, world = pairs.rank_and_world()
+    generator = torch.Generator().manual_seed(1)
+    joined = [torch.randn(2, BATCH, 3, 16, 16, generator=generator) for _ in range(STEPS)]
+    share = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
+    args = module.parse_args(["--epochs", "1", "--batch-size", str(BATCH), "--device", "cpu", "--lr", "3"])
+    predictor = [p for name, p in model.named_parameters() if name.startswith("predictor")] if method == "simsiam" else []
+    others = [p for p in model.parameters() if p.requires_grad and not any(p is q for q in predictor)]
+    optimizer = torch.optim.SGD([{"params": params} for params in (others, predictor) if params], 1.0)
+    losses = []
+    run = types.SimpleNamespace(epoch=0, step=0, save=lambda epoch: None)
+
+    def log(epoch, loss, lr, z):
+        run.step += 1
+        losses.append(loss.detach())
+
+    run.log, batches = log, pairs.batches
+    pairs.batches = lambda *_: ((x1[share], x2[share]) for x1, x2 in joined)
+    source = pairs.Pairs(pairs.ImageSet("", torch.zeros(STEPS * BATCH, 1), torch.zeros(STEPS * BATCH), []), "augmented", 0)
+    try:
+        module.train(model, optimizer, source, None, None, run, args)
+    finally:
+        pairs.batches = batches
+    losses = torch.stack(losses)
+    if world > 1:
+        dist.all_reduce(losses)
+    torch.save({"model": model.state_dict(), "losses": losses / world}, folder / f"{method}-{rank}-of-{world}.pt")
+
+
+def worker(rank, folder, methods):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    for method in methods:
+        train(method, folder)
+    z = torch.full((2, 3), float(rank))
+    assert evaluate.gather(z).tolist() == [[0.0] * 3] * 2 + [[1.0] * 3] * 2
+    for call, message in ((lambda: None, None), (refuse, "no")):
+        try:
+            evaluate.on_first(call)
+            assert message is None
+        except UserError as error:
+            assert str(error) == message  # in both processes, though the first alone called
+    dist.destroy_process_group()
+
+
+def refuse():
+    assert dist.get_rank() == 0
+    raise UserError("no")
+
+
+METHODS = ["simclr", "moco", "byol", "simsiam"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    multiprocessing.spawn(worker, (folder, METHODS), nprocs=2)
+    for method in METHODS:
+        train(method, folder)
+    return folder
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_loss_and_gradients_of_two_processes_equal_one_on_the_joined_batch(method, trained):
+    """Three steps of plain SGD: equal weights after each mean equal gradients; queue and target are compared too."""
+    one, a, b = (torch.load(trained / f"{method}-{name}.pt") for name in ("0-of-1", "0-of-2", "1-of-2"))
+    _, start = build(method)
+    assert torch.allclose(one["losses"], a["losses"], rtol=1e-4, atol=1e-5) and torch.equal(a["losses"], b["losses"])
+    moved = 0
+    for key, value in one["model"].items():
+        assert torch.equal(a["model"][key], b["model"][key]), key  # the processes stay in step, to the bit
+        change = (value - start.state_dict()[key]).float()
+        moved += change.norm() > 1e-3
+        assert (a["model"][key] - value).float().norm() <= 1e-4 * change.norm() + 1e-6, key
+    assert moved >= 8
+
+
+def test_processes_share_every_batch_without_overlap(monkeypatch):
+    labels = torch.arange(48) % 4
+    images = torch.arange(48, dtype=torch.uint8)[:, None, None, None].expand(48, 3, 8, 8).contiguous()
+    source = pairs.make_pairs("semantic", pairs.ImageSet("p", images, labels, list("abcd")), 0)
+    plain = pairs.Augmentation(crop=None, p_flip=0, p_jitter=0, p_gray=0)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (pairs.IMAGENET_MEAN, pairs.IMAGENET_STD))
+    shown = lambda x: ((x * std + mean) * 255).round()[:, 0, 0, 0].int().tolist()
+
+    def seen(rank, world):
+        monkeypatch.setattr(pairs, "rank_and_world", lambda: (rank, world))
+        return [list(zip(shown(x1), shown(x2))) for x1, x2 in pairs.batches(source, 0, 16, plain, plain, "cpu")]
+
+    joined, parts = seen(0, 1), [seen(rank, 4) for rank in range(4)]
+    assert len(joined) == 3 and all(len(batch) == 4 for part in parts for batch in part)
+    assert [sum((part[i] for part in parts), []) for i in range(3)] == joined
+
+
+def test_the_batch_is_that_of_all_processes(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="--batch-size 64 must be a multiple of the 3 processes"):
+        evaluate.join("cpu", 64)
+    assert not dist.is_initialized() and "RANK" not in os.environ
