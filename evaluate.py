@@ -52,11 +52,6 @@ import torchvision
 import pairs
 from pairs import UserError
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 # ---------------------------------------------------------------------------------------- backbones
 
 
@@ -843,7 +838,7 @@ class Run:
         """Takes everything back from checkpoint.pt, after checking that the run's settings are the same."""
         if not (self.folder / "checkpoint.pt").is_file():
             raise UserError(f"--resume: {self.folder} has no checkpoint.pt to go on from")
-        old, free = read_config(self.folder), ("resume", "device", "out", "download", "root")
+        old, free = read_config(self.folder), ("resume", "device", "out", "download", "root", "cache")
         for name in set(vars_of(self.config)) - set(free):
             if old.get(name) != self.config[name]:
                 raise UserError(f"--resume: {name} was {old.get(name)} in {self.folder} and is {self.config[name]} now; keep it, or use --out")
@@ -949,9 +944,7 @@ def read_config(run):
 def add_results(run, results):
     """Adds {head: {data: result}} to a run's result.json; whatever else it holds stays, also what another process
     adds at the same moment (a lock on result.json.lock, where the operating system has them)."""
-    with open(Path(run) / "result.json.lock", "w") as lock:
-        if fcntl:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file closes, or the process dies
+    with pairs.locked(Path(run) / "result.json.lock"):
         file = Path(run) / "result.json"
         stored = json.loads(file.read_text()) if file.exists() else {}
         for head, by_data in results.items():
@@ -972,7 +965,7 @@ def default_data(config):
 def load_splits(config, data, root=None, download=False):
     """The ImageSets (train, test, val or None) of `data` as the run of this config saw or would have seen them."""
     limit = config["limit"] if data == config["data"] else None
-    return [pairs.load_images(data, split, config["image_size"], limit, config["seed"], root or config["root"], download, config.get("skip_bad", False))
+    return [pairs.load_images(data, split, config["image_size"], limit, config["seed"], root or config["root"], download, config.get("skip_bad", False), config.get("cache"))
             for split in ("train", "test", "val")]
 
 
@@ -1093,7 +1086,7 @@ def draw_curves(folder):
 # --------------------------------------------------------------------------------------- comparison
 
 FREE = {"seed", "pairs", "arm", "semantic_share", "false_pairs",  # may differ between matched runs
-        "data", "root", "download", "device", "out", "resume", "skip_bad"}
+        "data", "root", "download", "device", "out", "resume", "skip_bad", "cache"}
 ARM_COLORS = {"untrained": "0.6", "augmented": "tab:orange", "semantic": "tab:blue"}
 
 

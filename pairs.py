@@ -22,10 +22,18 @@ This file knows no method, optimiser or loss.
 
 import argparse
 import csv
+import hashlib
+import json
 import math
+import multiprocessing
+import os
+import shutil
 import sys
+import threading
 import time
 import zlib
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -36,6 +44,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 import torchvision
 from PIL import Image, ImageOps
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
@@ -118,6 +131,15 @@ def rank_and_world():
 def uniform(low, high, shape, generator, device="cpu"):
     """Uniform numbers, drawn on the CPU so that every device sees the same ones, then sent over."""
     return (low + (high - low) * torch.rand(shape, generator=generator)).to(device, non_blocking=True)
+
+
+@contextmanager
+def locked(file):
+    """Holds a lock on a file, so that one process at a time is inside; it falls when the process dies. (Not on Windows.)"""
+    with open(file, "w") as opened:
+        if fcntl:
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
 
 
 class Progress:
@@ -330,7 +352,7 @@ IMAGES_PER_CLASS = {"caltech101": (30, None), "sun397": (50, 50)}  # train and t
 SCENES = ("scenes", "scenes-held-out", "scenes-shifted")
 
 
-def load_images(data, split="train", image_size=None, limit=None, seed=0, root="data", download=False, skip_bad=False):
+def load_images(data, split="train", image_size=None, limit=None, seed=0, root="data", download=False, skip_bad=False, cache=None):
     """The images of `data`, one of SCENES, a name in TORCHVISION_SETS, or a folder.
 
     split is "train", "test" or "val"; None comes back for "val" when the data has no validation split of its own.
@@ -338,7 +360,8 @@ def load_images(data, split="train", image_size=None, limit=None, seed=0, root="
     just class folders, of which every fifth image then is test. image_size None takes the set's own (the first
     image's short side, at most 224 px); images are scaled to that short side and centre-cropped. `limit` keeps
     the first images of the train split, taken class by class in turn; `skip_bad` leaves out images that cannot be
-    read. Raises UserError when there is nothing to read, and when there are such images, all of them named.
+    read; `cache` is the folder for decoded images of folders, see `cached`. Raises UserError when there is nothing
+    to read, and when there are images that cannot be read, all of them named.
     """
     if image_size is not None and image_size < 8:
         raise UserError(f"--image-size {image_size}: use 8 px or more")
@@ -360,13 +383,16 @@ def load_images(data, split="train", image_size=None, limit=None, seed=0, root="
         items, labels, classes = list_folder(Path(data), split)
         if items is None:
             return None
-        opened = lambda i: items[i]
+        opened = None
     else:
         names = ", ".join([*SCENES, *TORCHVISION_SETS])
         raise UserError(f"--data {data}: no such folder, and not one of {names}")
     order = by_turns(labels if labels.ndim == 1 else torch.zeros(len(labels), dtype=torch.long))
-    order = order[: limit if split == "train" else None]
-    images, kept = decode(map(opened, order.tolist()), len(order), image_size, f"reading {Path(data).name} {split}", skip_bad)
+    n, what = min(len(order), limit or len(order)) if split == "train" else len(order), f"reading {Path(data).name} {split}"
+    if opened is None:
+        images, kept = cached([items[i] for i in order.tolist()], n, image_size, what, skip_bad, cache)
+    else:
+        images, kept = decode(map(opened, order[:n].tolist()), n, image_size, what, skip_bad)
     return ImageSet(Path(data).name, images, labels[order[kept]], classes, metric)
 
 
@@ -461,6 +487,12 @@ def open_image(item):
         raise BadImage(f"cannot read the image {item}: {error}; repair or remove it") from None
 
 
+def list_bad(reasons, n):
+    """One line that names all images that cannot be read."""
+    names = " | ".join(reason.removeprefix("cannot read the image ").removesuffix("; repair or remove it") for reason in reasons)
+    return f"{len(reasons)} of {n} images cannot be read: {names}; repair or remove them, or leave them out with --skip-bad"
+
+
 def decode(items, n, image_size, what, skip_bad=False):
     """Reads n images (paths or PIL images): (uint8 tensor (m, 3, image_size, image_size), their places (m,) among the n).
 
@@ -472,20 +504,124 @@ def decode(items, n, image_size, what, skip_bad=False):
         try:
             image = open_image(item)
         except BadImage as error:
-            bad.append(str(error).removeprefix("cannot read the image ").removesuffix("; repair or remove it"))
+            bad.append(str(error))
             continue
         if out is None:
             image_size = image_size or min(224, *image.size)
             out = torch.empty(n, 3, image_size, image_size, dtype=torch.uint8)
-        if image.size != (image_size, image_size):
-            image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
-        out[len(kept)] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        out[len(kept)] = torch.from_numpy(fit(image, image_size).copy())
         kept.append(i)
     if bad and (out is None or not skip_bad):
-        raise UserError(f"{len(bad)} of {n} images cannot be read: {' | '.join(bad)}; repair or remove them, or leave them out with --skip-bad")
+        raise UserError(list_bad(bad, n))
     if bad:
-        print(f"left out {len(bad)} of {n} images, which cannot be read: {' | '.join(bad)}", flush=True)
+        print(f"left out: {list_bad(bad, n)}", flush=True)
     return out[: len(kept)], torch.tensor(kept)
+
+
+def fit(image, size):
+    """An RGB image scaled so that its short side is `size`, and centre-cropped: uint8 (3, size, size), numpy."""
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+def cached(paths, first, image_size, what, skip_bad=False, cache=None):
+    """As `decode`, of the first `first` files of `paths`; with `cache`, a folder, each file is decoded once for all runs.
+
+    Below `cache` lies a folder for this list of files and this size: images.bin, uint8 (N, 3, S, S), mapped into memory
+    and not read into it; done.bin, a byte for each image (0 not yet, 1 decoded, 2 cannot be read); index.json, the
+    paths and a fingerprint of the files' sizes and times. Several processes decode. What is there already is used; a
+    killed build goes on where it stopped; a changed source is decoded anew. Raises UserError when the disk is too full.
+    """
+    if cache is None:
+        return decode(paths[:first], first, image_size, what, skip_bad)
+    if image_size is None:
+        readable = (image for path in paths if (image := try_open(path)) is not None)
+        image_size = min(224, *next(readable, Image.new("RGB", (8, 8))).size)
+    names, n = [str(path.resolve()) for path in paths], len(paths)
+    key = f"{Path(paths[0]).resolve().parent.name}-{n}x{image_size}px-{zlib.crc32(repr((names, image_size)).encode()):08x}"
+    folder, size = Path(cache) / key, n * 3 * image_size**2
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / "lock"):  # of several processes that want it, one builds and the others wait
+        print_of = hashlib.sha256(repr([(s.st_size, s.st_mtime_ns) for s in map(os.stat, names)]).encode()).hexdigest()
+        index = folder / "index.json"
+        known = json.loads(index.read_text())["fingerprint"] if index.exists() else None
+        if known != print_of:
+            free = shutil.disk_usage(folder).free
+            if size > free:
+                raise UserError(f"--cache {cache}: {n:,} images of {image_size} px need {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; name another folder")
+            if known:
+                print(f"{folder}: its source has changed, decoding anew", flush=True)
+            index.unlink(missing_ok=True)
+            for name, length in (("images.bin", size), ("done.bin", n)):
+                with open(folder / name, "wb") as file:
+                    file.truncate(length)
+            index.with_suffix(".part").write_text(json.dumps({"fingerprint": print_of, "shape": [n, 3, image_size, image_size], "paths": names}))
+            os.replace(index.with_suffix(".part"), index)
+        done = np.memmap(folder / "done.bin", np.uint8, "r+", shape=(n,))
+        missing = np.flatnonzero(done[:first] != 1)
+        if len(missing):
+            print(f"{what}: {len(missing):,} images into {folder}, {len(missing) * 3 * image_size**2 / 1e9:.2f} GB", flush=True)
+        reasons = fill(folder, names, missing, image_size, what)
+    if reasons and (not skip_bad or len(reasons) == first):
+        raise UserError(list_bad(reasons, first))
+    images = torch.from_numpy(np.memmap(folder / "images.bin", np.uint8, "c", shape=(n, 3, image_size, image_size)))[:first]
+    kept = torch.from_numpy(np.flatnonzero(done[:first] == 1))
+    if reasons:
+        print(f"left out: {list_bad(reasons, first)}", flush=True)
+        images = images[kept]  # a copy in memory
+    return images, kept
+
+
+def try_open(path):
+    """The image of a file, or None where it cannot be read."""
+    try:
+        return open_image(path)
+    except BadImage:
+        return None
+
+
+def fill(folder, names, rows, image_size, what, chunk=64):
+    """Decodes the files of the rows into the arrays of `cached`, by several processes; the reasons why some cannot be."""
+    jobs = [(folder, [names[r] for r in rows[i : i + chunk]], rows[i : i + chunk], image_size)
+            for i in range(0, len(rows), chunk)]
+    progress, reasons, done = Progress(what, len(rows)), [], 0
+    workers = min(os.cpu_count(), len(jobs) // 16)  # starting a process takes as long as decoding a thousand small images
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with, (os.getpid(),)) if workers > 1 else None
+    try:
+        for job, bad in zip(jobs, (pool.map if pool else map)(fill_chunk, jobs)):
+            reasons, done = reasons + bad, done + len(job[2])
+            progress(done)
+    finally:
+        if pool:
+            pool.shutdown(cancel_futures=True)
+    return reasons
+
+
+def end_with(parent):
+    """Ends this process within a second of its parent, which may be killed and then cannot tell it."""
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def fill_chunk(job):
+    """Decodes one chunk: the row first, then its mark, so that a mark is never ahead of its image."""
+    folder, names, rows, image_size = job
+    done = np.memmap(folder / "done.bin", np.uint8, "r+")
+    images = np.memmap(folder / "images.bin", np.uint8, "r+", shape=(len(done), 3, image_size, image_size))
+    reasons = []
+    for row, name in zip(rows, names):
+        try:
+            images[row] = fit(open_image(Path(name)), image_size)
+            done[row] = 1
+        except BadImage as error:
+            done[row] = 2
+            reasons.append(str(error))
+    return reasons
 
 
 # -- images with boxes
@@ -688,12 +824,12 @@ def false_partners(labels, generator):
 def load_pairs(args):
     """The Pairs that the command line asks for: options --pairs, --arm, --data and those that shape pool and pairs."""
     if args.pairs in ("augmented", "semantic"):
-        pool = load_images(args.data, "train", args.image_size, args.limit, args.seed, args.root, args.download, args.skip_bad)
+        pool = load_images(args.data, "train", args.image_size, args.limit, args.seed, args.root, args.download, args.skip_bad, args.cache)
         source = make_pairs(args.pairs, pool, args.seed)
     elif args.data is not None and not Path(args.data).is_dir():
         raise UserError(f"--pairs {args.pairs} with --data {args.data}: a list's paths need a folder")
     else:
-        source = read_pair_list(args.pairs, args.data, args.arm, args.image_size, args.limit, args.seed, args.skip_bad)
+        source = read_pair_list(args.pairs, args.data, args.arm, args.image_size, args.limit, args.seed, args.skip_bad, args.cache)
     if args.false_pairs and len(source.pool.classes) < 2:
         raise UserError(f"--false-pairs {args.false_pairs}: {source.pool.name} has no two categories to draw false partners from")
     return replace(source, false_pairs=args.false_pairs, semantic_share=args.semantic_share)
@@ -715,7 +851,7 @@ def make_pairs(kind, pool, seed):
     return Pairs(pool, kind, seed)
 
 
-def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=None, seed=0, skip_bad=False):
+def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=None, seed=0, skip_bad=False, cache=None):
     """Pairs of a curated list: a CSV with columns image_a, image_b and, optionally, category and keep.
 
     Paths are relative to `folder`, else to the file's own. Rows with keep = 0 are left out. arm "augmented" pairs
@@ -734,7 +870,7 @@ def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=Non
             index.setdefault(row[column], len(index))
             category.setdefault(row[column], row["category"])  # of an image in two rows, the first one's
     rows = torch.tensor([[index[row["image_a"]], index[row["image_b"]]] for row in table])
-    images, kept = decode(list(index), len(index), image_size, f"reading the images of {Path(file).name}", skip_bad)
+    images, kept = cached(list(index), len(index), image_size, f"reading the images of {Path(file).name}", skip_bad, cache)
     place = torch.full((len(index),), -1).index_copy(0, kept, torch.arange(len(kept)))
     rows = place[rows][(place[rows] >= 0).all(1)]
     classes = sorted(set(category.values())) if all(category.values()) else [Path(file).stem]
@@ -763,13 +899,40 @@ def batches(pairs, epoch, batch_size, view1, view2, device, images=None):
     batch statistics and MoCo's queue need equal batches. `images` is the pool, if already on the device. Of
     several processes each gets its share of every batch, batch_size / processes pairs.
     """
-    images = pairs.pool.images.to(device) if images is None else images
-    anchor, partner = (index.to(device) for index in pairs.epoch(epoch))
+    images = place(pairs.pool.images, device) if images is None else images
+    anchor, partner = (index.to(images.device) for index in pairs.epoch(epoch))
     rank, world = rank_and_world()
     share, generator = batch_size // world, stream("augment", pairs.seed, epoch, *[rank] * (world > 1))
-    for i in range(0, len(pairs) - batch_size + 1, batch_size):
-        rows = slice(i + rank * share, i + (rank + 1) * share)
-        yield augment(images[anchor[rows]], view1, generator), augment(images[partner[rows]], view2, generator)
+    slices = [slice(i + rank * share, i + (rank + 1) * share) for i in range(0, len(pairs) - batch_size + 1, batch_size)]
+    if images.device.type == torch.device(device).type:
+        taken = ((images[anchor[rows]], images[partner[rows]]) for rows in slices)
+    else:
+        taken = streamed(images, [(anchor[rows], partner[rows]) for rows in slices], device)
+    for a, b in taken:
+        yield augment(a, view1, generator), augment(b, view2, generator)
+
+
+def place(images, device, share=0.6):
+    """Images on the device, or left where they are (mapped from disk) when they would take over `share` of a GPU's free memory."""
+    device = torch.device(device)
+    if device.type == "cuda" and images.nbytes > share * torch.cuda.mem_get_info(device)[0]:
+        print(f"{images.nbytes / 1e9:.1f} GB of images do not fit on {device}: streamed from disk", flush=True)
+        return images
+    return images.to(device)
+
+
+def streamed(images, index, device):
+    """Yields (images[a], images[b]) on the device for each (a, b) of index; a thread gathers the next ones meanwhile,
+    into pinned memory, from which a GPU copies while it computes."""
+    pin = torch.device(device).type == "cuda"
+    gather = lambda rows: images[rows].pin_memory() if pin else images[rows]
+    with ThreadPoolExecutor(1) as thread:
+        ahead = thread.submit(lambda pair: tuple(map(gather, pair)), index[0])
+        for following in [*index[1:], None]:
+            now = ahead.result()
+            if following is not None:
+                ahead = thread.submit(lambda pair: tuple(map(gather, pair)), following)
+            yield tuple(x.to(device, non_blocking=True) for x in now)
 
 
 # ------------------------------------------------------------------------------------- augmentation

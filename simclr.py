@@ -57,6 +57,7 @@ def parse_args(argv=None):
     add("--image-size", type=pairs.positive_int, help="side of the images in pixels [scenes 32, else the set's own, at most 224]")
     add("--limit", type=pairs.positive_int, help="only the first N training images, classes in turn; with FILE.csv, the first N rows [all]")
     add("--skip-bad", action="store_true", help="leave out images that cannot be read, and say which, instead of stopping")
+    add("--cache", default="cache", help="folder for the decoded images of folders and lists, kept for later runs [cache]")
     add("--backbone", help=f"convnet, or a classification model of torchvision such as resnet18, resnet50 {default('backbone')}")
     add("--epochs", type=pairs.positive_int, help=f"passes over the anchors {default('epochs')}")
     add("--batch-size", type=pairs.positive_int, help=f"pairs in a step {default('batch_size')}")
@@ -134,7 +135,7 @@ def train(model, optimizer, source, view1, view2, run, args):
     device = torch.device(args.device)
     steps_per_epoch = len(source) // args.batch_size
     total, warmup = args.epochs * steps_per_epoch, args.warmup_epochs * steps_per_epoch
-    images = source.pool.images.to(device)
+    images = pairs.place(source.pool.images, device)
     network = evaluate.parallel(model)  # under torchrun: the gradients' mean over all processes
     for epoch in range(run.epoch, args.epochs):
         for x1, x2 in pairs.batches(source, epoch, args.batch_size, view1, view2, device, images):

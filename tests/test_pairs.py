@@ -340,9 +340,91 @@ def test_bad_images_are_all_named_or_left_out(tmp_path, capsys):
     assert all(name in str(error.value) for name in ("a/1.png", "b/0.png", "b/3.png"))
     found = pairs.load_images(str(tmp_path), skip_bad=True)
     assert sorted(zip(found.labels.tolist(), found.images[:, 0, 0, 0].tolist())) == [(0, 0), (0, 2), (0, 3), (1, 1), (1, 2)]
-    assert "left out 3 of 8 images" in capsys.readouterr().out
+    assert "left out: 3 of 8 images" in capsys.readouterr().out
     (tmp_path / "list.csv").write_text("image_a,image_b\na/0.png,a/1.png\na/0.png,a/2.png\nb/1.png,b/2.png\n")
     assert len(pairs.read_pair_list(tmp_path / "list.csv", skip_bad=True)) == 2
+
+
+
+# -- decoded images kept on disk
+
+
+def noisy(folder, n=40, side=24):
+    folder.mkdir(parents=True)
+    for i in range(n):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (side, side + i % 3, 3), dtype=np.uint8)).save(folder / f"{i:03d}.png")
+    return sorted(folder.iterdir())
+
+
+def test_the_cache_holds_what_decoding_gives_and_decodes_once(tmp_path, monkeypatch):
+    files = noisy(tmp_path / "d")
+    expected, _ = pairs.decode(files, 40, 16, "")
+    for first in (10, 40):  # a limited run decodes what it needs, the next one goes on from there
+        images, kept = pairs.cached(files, first, 16, "", cache=tmp_path / "cache")
+        assert torch.equal(images, expected[:first]) and kept.tolist() == list(range(first))
+    monkeypatch.setattr(pairs, "open_image", lambda path: pytest.fail("decoded again"))
+    images, _ = pairs.cached(files, 40, 16, "", cache=tmp_path / "cache")
+    assert torch.equal(images, expected) and len(list((tmp_path / "cache").iterdir())) == 1
+    images[0] = 0  # the caller's copy: the file stays
+    assert torch.equal(pairs.cached(files, 40, 16, "", cache=tmp_path / "cache")[0], expected)
+
+
+def test_a_changed_source_is_decoded_anew(tmp_path, capsys):
+    files = noisy(tmp_path / "d", 5)
+    pairs.cached(files, 5, 16, "", cache=tmp_path / "cache")
+    Image.new("RGB", (30, 30), (1, 2, 3)).save(files[3])
+    images, _ = pairs.cached(files, 5, 16, "", cache=tmp_path / "cache")
+    assert images[3, :, 0, 0].tolist() == [1, 2, 3] and "has changed" in capsys.readouterr().out
+    assert torch.equal(images, pairs.decode(files, 5, 16, "")[0])
+
+
+def test_bad_images_and_full_disks_with_a_cache(tmp_path, monkeypatch):
+    files = noisy(tmp_path / "d", 6)
+    files[2].write_bytes(b"")
+    for _ in range(2):  # named each time, not only when first met
+        with pytest.raises(UserError, match="1 of 6 images cannot be read: .*002.png"):
+            pairs.cached(files, 6, 16, "", cache=tmp_path / "cache")
+        images, kept = pairs.cached(files, 6, 16, "", skip_bad=True, cache=tmp_path / "cache")
+        assert kept.tolist() == [0, 1, 3, 4, 5] and torch.equal(images, pairs.decode(files, 6, 16, "", skip_bad=True)[0])
+    monkeypatch.setattr(pairs.shutil, "disk_usage", lambda _: type("", (), {"free": 100}))
+    with pytest.raises(UserError, match="6 images of 24 px need 0.0 GB"):
+        pairs.cached(files, 6, 24, "", cache=tmp_path / "cache")
+
+
+def test_a_killed_build_goes_on_and_ends_equal(tmp_path):
+    """SIGKILL at moments spread over the build, which runs in several processes."""
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    files = noisy(tmp_path / "d", 600, 120)
+    code = ("import sys, pathlib, pairs\n"
+            "if __name__ == '__main__':\n"
+            "    whole = pairs.fill\n"
+            "    pairs.fill = lambda *a: whole(*a, chunk=4)\n"  # many jobs, so that processes start
+            "    print('start', flush=True)\n"
+            "    pairs.cached(sorted(pathlib.Path(sys.argv[1]).iterdir()), 600, 64, '', cache=sys.argv[2])\n")
+    (tmp_path / "build.py").write_text(code)
+    environment = dict(pairs.os.environ, PYTHONPATH=str(pairs.Path(pairs.__file__).parent))
+    begun = set()
+    for wait in (0.5, 3, 5):
+        child = subprocess.Popen([sys.executable, tmp_path / "build.py", tmp_path / "d", tmp_path / "cache"], env=environment, stdout=subprocess.PIPE)
+        child.stdout.readline()
+        time.sleep(wait)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        begun.add(sum(np.fromfile(f, np.uint8).sum() for f in (tmp_path / "cache").glob("*/done.bin")))
+    images, _ = pairs.cached(files, 600, 64, "", cache=tmp_path / "cache")
+    assert len(begun) > 1 and torch.equal(images, pairs.decode(files, 600, 64, "")[0])
+
+
+def test_streamed_batches_are_those_of_images_in_memory():
+    source = pairs.make_pairs("semantic", pool(torch.arange(64) % 4), 0)
+    anchor, partner = source.epoch(0)
+    index = list(zip(anchor.split(16), partner.split(16)))
+    for (a, b), (x, y) in zip(index, pairs.streamed(source.pool.images, index, "cpu"), strict=True):
+        assert torch.equal(source.pool.images[a], x) and torch.equal(source.pool.images[b], y)
 
 
 # -- curation
