@@ -12,7 +12,7 @@
 What changes relative to simsiam.py: the constant z comes from a slowly moving copy of the network.
 
 Deviations from the paper and its official code
-  1. SGD with momentum instead of LARS: batches here are 64-512, LARS is for thousands.
+  1. SGD with momentum by default: batches here are 64-512, LARS (--optimizer lars) is for thousands.
   2. Blur and crops are bilinear and torchvision's (official: bicubic); brightness jitter multiplies, as in
      torchvision (official: adds).
   3. Heads of 256 and 128 on scenes and of 1024 and 256 on photographs (paper: 4096 and 256).
@@ -81,6 +81,7 @@ def parse_args(argv=None):
     add("--projection-dim", type=pairs.positive_int, help=f"width d of projections and predictions (Sec. 3.3: 256) {default('projection_dim')}")
     add("--ema-decay", type=pairs.fraction, help=f"the target's decay at step 0; it rises along a cosine to 1 (Sec. 3.3: 0.996 for 1000 epochs) {default('ema_decay')}")
     add("--warmup-epochs", type=pairs.nonnegative_float, help=f"epochs of linear warm-up (Sec. 3.3: 10) {default('warmup_epochs')}")
+    add("--optimizer", default="sgd", choices=["sgd", "lars"], help="sgd with momentum; lars for batches of thousands (the paper's) [sgd]")
     return pairs.parse(parser, argv, RECIPES)
 
 
@@ -149,6 +150,28 @@ def target_decay(step, total, base):
     return 1 - (1 - base) * (1 + math.cos(math.pi * step / total)) / 2
 
 
+class LARS(torch.optim.SGD):
+    """SGD with momentum, each layer's step in proportion to its weights (You et al. 2017), for batches of thousands:
+
+        g <- g + decay w,  g <- g trust |w| / |g|
+
+    for weights of two and more dimensions; biases and BatchNorm are neither rescaled nor decayed, as in the official code
+    of SimCLR and BYOL (trust 1e-3). Other than there the momentum does not contain the learning rate (as in torch's SGD).
+    """
+
+    def __init__(self, params, lr, momentum, weight_decay, trust=1e-3):
+        super().__init__(params, lr, momentum)
+        self.decay, self.trust = weight_decay, trust
+
+    @torch.no_grad()
+    def step(self):
+        for w in (w for group in self.param_groups for w in group["params"] if w.ndim > 1 and w.grad is not None):
+            g = w.grad + self.decay * w
+            scale = self.trust * w.norm() / g.norm()
+            w.grad = g * torch.where(scale.isfinite() & (scale > 0), scale, 1.0)
+        super().step()
+
+
 # -------------------------------------------------------------------------------------------- TRAIN
 
 
@@ -190,7 +213,7 @@ def main():
     model = BYOL(backbone, width, args.hidden_dim, args.projection_dim)
     model = model.to(device, memory_format=torch.channels_last)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trained, args.lr, momentum=0.9, weight_decay=args.weight_decay)
+    optimizer = {"sgd": torch.optim.SGD, "lars": LARS}[args.optimizer](trained, args.lr, momentum=0.9, weight_decay=args.weight_decay)
 
     run = evaluate.Run("byol", args, source, view1, view2, backbone, model, optimizer)
     train(model, optimizer, source, view1, view2, run, args)

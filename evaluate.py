@@ -225,6 +225,13 @@ def gather(z):
     return torch.cat(rows)
 
 
+def same_on_all(x):
+    """Process 0's tensor x, on every process."""
+    if dist.is_initialized():
+        dist.broadcast(x, 0)
+    return x
+
+
 def on_first(call):
     """Calls on process 0 only; a UserError there is raised in every process, so that none waits for the others."""
     error = [None]

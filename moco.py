@@ -113,10 +113,12 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def keys(self, x):
-        """Keys (N, d) of x (N, 3, S, S), their BatchNorm parts unrelated to the queries' parts."""
-        shuffle = torch.randperm(len(x), device=x.device)
-        parts = x[shuffle].chunk(self.bn_splits)
-        return torch.cat([self.key_encoder(part) for part in parts])[shuffle.argsort()]
+        """Keys (N, d) of x (N, 3, S, S), their BatchNorm parts unrelated to the queries' parts, among all processes."""
+        (rank, world), x = pairs.rank_and_world(), evaluate.gather(x)
+        shuffle = evaluate.same_on_all(torch.randperm(len(x), device=x.device))
+        parts = x[shuffle.chunk(world)[rank]].chunk(self.bn_splits)
+        k = evaluate.gather(torch.cat([self.key_encoder(part) for part in parts]))
+        return k[shuffle.argsort()].chunk(world)[rank]
 
     @torch.no_grad()
     def update_key_encoder(self, decay):

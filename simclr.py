@@ -9,7 +9,7 @@
     z        embeddings (N, d): what the loss compares; projector = Linear-BN-ReLU-Linear-BN
 
 Deviations from the paper and google-research/simclr
-  1. SGD with momentum instead of LARS: batches here are 128-512, LARS is for thousands.
+  1. SGD with momentum by default: batches here are 128-512, LARS (--optimizer lars) is for thousands.
   2. The loss is the mean over the 2N anchors, as in the paper's Algorithm 1; the official code sums the means of
      the two views, which is twice that.
   3. Inputs are normalised with ImageNet's mean and deviation (official: [0, 1]), so that one backbone file
@@ -78,6 +78,7 @@ def parse_args(argv=None):
     add("--hidden-dim", type=pairs.positive_int, help="width of the projector's hidden layer (App. B.6) [the features' width]")
     add("--projection-dim", type=pairs.positive_int, default=128, help="width d of the embedding (Sec. 2.1) [128]")
     add("--warmup-epochs", type=pairs.nonnegative_float, help=f"epochs of linear warm-up (Sec. 2.2: 10) {default('warmup_epochs')}")
+    add("--optimizer", default="sgd", choices=["sgd", "lars"], help="sgd with momentum; lars for batches of thousands (the paper's) [sgd]")
     return pairs.parse(parser, argv, RECIPES)
 
 
@@ -128,6 +129,28 @@ def learning_rate(step, total, peak, warmup):
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
+class LARS(torch.optim.SGD):
+    """SGD with momentum, each layer's step in proportion to its weights (You et al. 2017), for batches of thousands:
+
+        g <- g + decay w,  g <- g trust |w| / |g|
+
+    for weights of two and more dimensions; biases and BatchNorm are neither rescaled nor decayed, as in the official code
+    of SimCLR and BYOL (trust 1e-3). Other than there the momentum does not contain the learning rate (as in torch's SGD).
+    """
+
+    def __init__(self, params, lr, momentum, weight_decay, trust=1e-3):
+        super().__init__(params, lr, momentum)
+        self.decay, self.trust = weight_decay, trust
+
+    @torch.no_grad()
+    def step(self):
+        for w in (w for group in self.param_groups for w in group["params"] if w.ndim > 1 and w.grad is not None):
+            g = w.grad + self.decay * w
+            scale = self.trust * w.norm() / g.norm()
+            w.grad = g * torch.where(scale.isfinite() & (scale > 0), scale, 1.0)
+        super().step()
+
+
 # -------------------------------------------------------------------------------------------- TRAIN
 
 
@@ -166,7 +189,7 @@ def main():
     backbone, width = evaluate.build_backbone(args.backbone, source.pool.image_size, verbose=True)
     model = SimCLR(backbone, width, args.hidden_dim or width, args.projection_dim)
     model = model.to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=0.9, weight_decay=args.weight_decay)
+    optimizer = {"sgd": torch.optim.SGD, "lars": LARS}[args.optimizer](model.parameters(), args.lr, momentum=0.9, weight_decay=args.weight_decay)
 
     run = evaluate.Run("simclr", args, source, view1, view2, backbone, model, optimizer)
     train(model, optimizer, source, view1, view2, run, args)

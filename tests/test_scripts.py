@@ -270,6 +270,7 @@ def test_blocks_that_the_scripts_share_are_equal():
     same(r"def parse_args.*?add, default[^\n]*\n")  # the start of the parser
     same(r"    device = torch.device\(args.device\)\n    steps_per_epoch.*?batch_size\n")
     same(r"def learning_rate.*?(?=\n\n\n)", ["simclr", "byol"])
+    same(r"class LARS.*?(?=\n\n\n)", ["simclr", "byol"])
     same(r"def learning_rate.*?(?=\n\n\n)", ["moco", "simsiam"])
     for m in METHODS:
         banners = re.findall(r"^# -{5,} (\w+)$", text[m], re.M)
