@@ -539,29 +539,30 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
         readable = (image for path in paths if (image := try_open(path)) is not None)
         image_size = min(224, *next(readable, Image.new("RGB", (8, 8))).size)
     names, n = [str(path.resolve()) for path in paths], len(paths)
-    key = f"{Path(paths[0]).resolve().parent.name}-{n}x{image_size}px-{zlib.crc32(repr((names, image_size)).encode()):08x}"
+    key = f"{Path(os.path.commonpath(names)).name}-{n}x{image_size}px-{zlib.crc32(repr((names, image_size)).encode()):08x}"
     folder, size = Path(cache) / key, n * 3 * image_size**2
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / "lock"):  # of several processes that want it, one builds and the others wait
-        print_of = hashlib.sha256(repr([(s.st_size, s.st_mtime_ns) for s in map(os.stat, names)]).encode()).hexdigest()
+        fingerprint = hashlib.sha256(repr([(s.st_size, s.st_mtime_ns) for s in map(os.stat, names)]).encode()).hexdigest()
         index = folder / "index.json"
         known = json.loads(index.read_text())["fingerprint"] if index.exists() else None
-        if known != print_of:
-            free = shutil.disk_usage(folder).free
-            if size > free:
-                raise UserError(f"--cache {cache}: {n:,} images of {image_size} px need {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; name another folder")
+        if known != fingerprint:
             if known:
                 print(f"{folder}: its source has changed, decoding anew", flush=True)
             index.unlink(missing_ok=True)
             for name, length in (("images.bin", size), ("done.bin", n)):
+                (folder / name).unlink(missing_ok=True)  # a run that still maps the old file keeps it
                 with open(folder / name, "wb") as file:
                     file.truncate(length)
-            index.with_suffix(".part").write_text(json.dumps({"fingerprint": print_of, "shape": [n, 3, image_size, image_size], "paths": names}))
+            index.with_suffix(".part").write_text(json.dumps({"fingerprint": fingerprint, "shape": [n, 3, image_size, image_size], "paths": names}))
             os.replace(index.with_suffix(".part"), index)
         done = np.memmap(folder / "done.bin", np.uint8, "r+", shape=(n,))
         missing = np.flatnonzero(done[:first] != 1)
-        if len(missing):
-            print(f"{what}: {len(missing):,} images into {folder}, {len(missing) * 3 * image_size**2 / 1e9:.2f} GB", flush=True)
+        need, free = len(missing) * 3 * image_size**2, shutil.disk_usage(folder).free
+        if need > free:
+            raise UserError(f"--cache {cache}: {len(missing):,} images of {image_size} px need {need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; name another folder")
+        if need:
+            print(f"{what}: {len(missing):,} images into {folder}, {need / 1e9:.2f} GB", flush=True)
         reasons = fill(folder, names, missing, image_size, what)
     if reasons and (not skip_bad or len(reasons) == first):
         raise UserError(list_bad(reasons, first))
@@ -1355,7 +1356,7 @@ def main():
     rows, both = propose(args.data, args.by, args.count, backbone, args.image_size, args.seed, args.ignore_labels, args.skip_bad)
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out, "w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, ["number", "image_a", "image_b", "category", "keep"])
+        table = csv.DictWriter(file, ["number", "image_a", "image_b", "category", "keep"], lineterminator="\n")
         table.writeheader()
         table.writerows({"number": i, **row, "keep": 1} for i, row in enumerate(rows, start=1))
     sheets = write_sheets(out.with_suffix(""), rows, both)
