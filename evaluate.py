@@ -1117,14 +1117,16 @@ def data_of(config):
 
 
 def measures(results):
-    """The numbers {(head, data): {"value", "untrained", "chance"}} of a result.json; a detector's number is its AP50."""
+    """The numbers {(head, data): {"value", "untrained", "chance"}} of a result.json; a detector's are AP50 and AP."""
     found = {}
     for head, by_data in results.items():
         for data, r in by_data.items():
             if head == "invariance":
                 found |= {(f"share of {factor}", data): {"value": v["share"], "untrained": v["untrained"]} for factor, v in r["factors"].items()}
-            elif head == "detect":
-                found |= {(f"detect {key.upper()}", data): {"value": r[key]} for key in ("ap50", "ap")}
+            elif head == "detect":  # the mean over the detector's seeds
+                name = data.rsplit(", seed ", 1)[0]
+                seeds = [other for key, other in by_data.items() if key.rsplit(", seed ", 1)[0] == name]
+                found |= {(f"detect {key.upper()}", name): {"value": float(np.mean([s[key] for s in seeds]))} for key in ("ap50", "ap")}
             else:
                 found[head, data] = {"value": r["accuracy"], "untrained": r["untrained"], "chance": r["chance"]}
     return found
@@ -1372,7 +1374,7 @@ def main():
         name, r = detect_run(args.run, args.data, device, args.init, args.detector, size, args.steps or (400 if small else 24000),
                              args.batch_size or (8 if small else 16), args.lr, args.rois or (64 if small else 512),
                              args.roi_size or (7 if small else 14), args.seed)
-        print(f"{name}: AP {r['ap']:.3f}  AP50 {r['ap50']:.3f}  AP75 {r['ap75']:.3f}  (COCO)  AP50 {r['voc07_ap50']:.3f}  (VOC2007, 11 points)")
+        print(f"{args.run}: {name}: AP {r['ap']:.3f}  AP50 {r['ap50']:.3f}  AP75 {r['ap75']:.3f}  (COCO)  AP50 {r['voc07_ap50']:.3f}  (VOC2007, 11 points)")
     else:
         config = read_config(args.run)
         options = {key: getattr(args, key) for key in ("fraction", "steps", "batch_size", "seed") if key in args}

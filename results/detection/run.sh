@@ -12,3 +12,8 @@ for seed in 0 1 2; do
   echo "runs/resnet18-semantic --init run --seed $seed"
   echo "runs/resnet18-semantic --init random --seed $seed"
 done | xargs -P 2 -L 1 "$python" evaluate.py detect --size 224 --steps 300 --batch-size 4 --rois 32 --roi-size 7 --data "$data" --device cpu > results/detection/output.txt
+for pairs in augmented semantic; do
+  mkdir -p results/detection/simclr-$pairs
+  cp runs/resnet18-$pairs/{config.json,result.json,log.jsonl} results/detection/simclr-$pairs/
+done
+cp runs/resnet18-semantic/detections.png results/detection/

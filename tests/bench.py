@@ -1,0 +1,241 @@
+"""Speed, as ratios measured in one run. A script, not a test:
+
+    python tests/bench.py [--device cuda] [--quick] [--out results/speed/bench.json]
+
+  augment   views/s of pairs.augment beside torchvision's transforms, image by image, and lightly's and kornia's, if there
+  step      a method's whole training step beside its bare model step on a fixed batch: the share that is not the model
+  methods   pairs/s and memory of each method; on a GPU, FLOP/s as a share of a large bf16 matrix product
+  epoch     an epoch of simclr.py beside the same model fed by lightly's transform and a DataLoader, if lightly is there
+  probe     the L-BFGS probe beside scikit-learn's, if there
+  growth    time per pair at 1, 4, 16 times the images, and at 32, 64, 96 px
+
+Two things that are compared take turns, so that another load on the machine hits both; the median of the turns counts.
+"""
+
+import argparse
+import importlib
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+import types
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import torchvision.transforms.v2 as T
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import evaluate
+import pairs
+
+METHODS = ["simclr", "moco", "byol", "simsiam"]
+
+
+def take_turns(calls, seconds):
+    """{name: median seconds of a call}: the calls in turn, after one round that does not count, for `seconds`."""
+    times, start = {name: [] for name in calls}, None
+    while start is None or time.perf_counter() - start < seconds or len(next(iter(times.values()))) < 3:
+        for name, call in calls.items():
+            synchronize()
+            before = time.perf_counter()
+            call()
+            synchronize()
+            if start is not None:
+                times[name].append(time.perf_counter() - before)
+        start = start or time.perf_counter()
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def synchronize():
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def importable(name):
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def photographs(n, size):
+    """n images with structure at every scale, uint8 (n, 3, size, size): noise, smoothed more and less."""
+    generator = torch.Generator().manual_seed(0)
+    x = sum(F.interpolate(torch.rand(n, 3, k, k, generator=generator), (size, size), mode="bilinear") / 3 for k in (2, 8, 16))
+    return (x * 255).to(torch.uint8)
+
+
+def bench_augment(device, seconds):
+    """Views/s at 32 px without blur, SimCLR's recipe for CIFAR, and at 224 px with it."""
+    rows = {}
+    for size, n, blur in ((32, 512, 0.0), (224, 64, 0.5)):
+        images, generator = photographs(n, size).to(device), torch.Generator().manual_seed(0)
+        view = pairs.Augmentation(crop=(0.08, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), p_blur=blur)
+        one = [T.RandomResizedCrop(size, (0.08, 1.0), antialias=True), T.RandomHorizontalFlip(), T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8), T.RandomGrayscale(0.2)]
+        one += [T.RandomApply([T.GaussianBlur(size // 10 // 2 * 2 + 1, (0.1, 2.0))], 0.5)] if blur else []
+        one = T.Compose([*one, T.ToDtype(torch.float32, scale=True), T.Normalize(pairs.IMAGENET_MEAN, pairs.IMAGENET_STD)])
+        cpu = images[:32].cpu()
+        calls, views = {"ours": lambda: pairs.augment(images, view, generator), "torchvision": lambda: [one(x) for x in cpu]}, {"ours": n, "torchvision": 32}
+        if importable("lightly.transforms"):
+            from lightly.transforms import SimCLRTransform
+
+            two = SimCLRTransform(input_size=size, cj_strength=0.5, gaussian_blur=blur)  # makes two views of an image
+            pictures = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in cpu[:16]]
+            calls["lightly"], views["lightly"] = lambda: [two(p) for p in pictures], 32
+        if importable("kornia"):
+            import kornia.augmentation as K
+
+            parts = [K.RandomResizedCrop((size, size), (0.08, 1.0)), K.RandomHorizontalFlip(), K.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8), K.RandomGrayscale(p=0.2)]
+            batch = K.AugmentationSequential(*parts, *([K.RandomGaussianBlur((23, 23), (0.1, 2.0), p=0.5)] if blur else []))
+            calls["kornia"], views["kornia"] = lambda: batch(images.float() / 255), n
+        rows[f"{size} px"] = {name: views[name] / t for name, t in take_turns(calls, seconds).items()}
+    return rows
+
+
+def build(method, backbone_name, size, device):
+    """(module, model, optimizer, arguments) of a method as its script builds them, with its recipe for photographs."""
+    module = importlib.import_module(method)
+    args = module.parse_args(["--data", ".", "--device", device, "--backbone", backbone_name])
+    torch.manual_seed(0)
+    backbone, width = evaluate.build_backbone(backbone_name, size)
+    a = args
+    model = {"simclr": lambda: module.SimCLR(backbone, width, width, 128), "moco": lambda: module.MoCo(backbone, width, width, 128, a.queue_size, a.bn_splits),
+             "byol": lambda: module.BYOL(backbone, width, a.hidden_dim, a.projection_dim),
+             "simsiam": lambda: module.SimSiam(backbone, width, a.embedding_dim, a.bottleneck_dim, a.projector_layers)}[method]()
+    model = model.to(device, memory_format=torch.channels_last)
+    groups = [{"params": [p for n, p in model.named_parameters() if p.requires_grad and n.startswith("predictor") == last]} for last in (False, True)]
+    groups = groups if method == "simsiam" else [{"params": [p for p in model.parameters() if p.requires_grad]}]
+    return module, model, torch.optim.SGD(groups, args.lr, momentum=0.9, weight_decay=args.weight_decay), args
+
+
+def trainer(method, backbone_name, images, batch_size, device, fixed=False):
+    """A call that trains one epoch over the images with the method's own loop; `fixed` feeds it one batch again and
+    again, already augmented: what is left is the model."""
+    module, model, optimizer, args = build(method, backbone_name, images.shape[-1], device)
+    args.batch_size, args.epochs = batch_size, 1
+    if method == "moco":
+        args.bn_splits = model.bn_splits = min(model.bn_splits, batch_size // 8)
+    source = pairs.Pairs(pairs.ImageSet("", images, torch.arange(len(images)) % 10, list("abcdefghij")), "semantic", 0)
+    view1, view2 = pairs.make_views(args, images.shape[-1])
+    batches, one = pairs.batches, next(pairs.batches(source, 0, batch_size, view1, view2, device))
+    run = types.SimpleNamespace(epoch=0, step=0, log=lambda *_: None, save=lambda *_: None)
+
+    def call():
+        pairs.batches = (lambda *_: (one for _ in range(len(images) // batch_size))) if fixed else batches
+        module.train(model, optimizer, source, view1, view2, run, args)
+        pairs.batches = batches
+
+    return call
+
+
+def bench_step(device, seconds, batch_size):
+    images = photographs(batch_size * 2, 32)
+    rows = {}
+    for method in METHODS:
+        t = take_turns({name: trainer(method, "resnet18", images, batch_size, device, name == "model") for name in ("whole", "model")}, seconds)
+        rows[method] = {"whole_s": t["whole"] / 2, "model_s": t["model"] / 2, "not_the_model": 1 - t["model"] / t["whole"]}
+    return rows
+
+
+def bench_methods(device, seconds, batch_size):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    rows, images = {}, photographs(batch_size * 2, 32)
+    rate = None
+    if device.startswith("cuda"):
+        a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
+        rate = 2 * 8192**3 / take_turns({"matrix": lambda: a @ a}, 1)["matrix"]
+    for method in METHODS:
+        call = trainer(method, "resnet18", images, batch_size, device, fixed=True)
+        with FlopCounterMode(display=False) as counter:
+            call()
+        whole = trainer(method, "resnet18", images, batch_size, device)
+        if rate:
+            torch.cuda.reset_peak_memory_stats()
+        t = take_turns({"whole": whole}, seconds)["whole"]
+        flops = counter.get_total_flops() / t
+        memory = torch.cuda.max_memory_allocated() if rate else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # of the process so far
+        rows[method] = {"pairs_per_s": len(images) / t, "flop_per_s": flops, "share_of_matrix_rate": flops / rate if rate else None, "peak_memory_gb": memory / 1e9}
+    return rows
+
+
+def bench_epoch(device, batch_size, workers):
+    if not importable("lightly.transforms"):
+        return {"lightly": "not importable"}
+    from lightly.loss import NTXentLoss
+    from lightly.transforms import SimCLRTransform
+
+    images = photographs(batch_size * 4, 32)
+    ours = trainer("simclr", "resnet18", images, batch_size, device)
+    _, model, optimizer, args = build("simclr", "resnet18", 32, device)
+    pictures = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in images]
+    transform, criterion = SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0), NTXentLoss(args.temperature)
+    loader = torch.utils.data.DataLoader([*range(len(pictures))], batch_size, shuffle=True, drop_last=True, num_workers=workers,
+                                         collate_fn=lambda rows: [torch.stack(v) for v in zip(*(transform(pictures[i]) for i in rows))])
+
+    def theirs():
+        for x1, x2 in loader:
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=device.startswith("cuda")):
+                z1, z2 = model(x1.to(device)), model(x2.to(device))
+            optimizer.zero_grad()
+            criterion(z1.float(), z2.float()).backward()
+            optimizer.step()
+
+    t = take_turns({"ours": ours, "lightly": theirs}, 1)
+    return {name: len(images) / v for name, v in t.items()} | {"ratio": t["lightly"] / t["ours"], "workers": workers}
+
+
+def bench_probe(seconds):
+    linear_model = importable("sklearn.linear_model")
+    if not linear_model:
+        return {"scikit-learn": "not importable"}
+    torch.manual_seed(0)
+    centres, y = torch.randn(10, 256), torch.arange(4000) % 10
+    x, rows = centres[y] * 0.15 + torch.randn(4000, 256), {}
+    for l2 in (1e-1, 1e-3):
+        t = take_turns({"ours": lambda: evaluate.logistic_regression(x, y, 10, l2),
+                        "scikit-learn": lambda: linear_model.LogisticRegression(C=1 / (4000 * l2), max_iter=1000).fit(x.numpy(), y.numpy())}, seconds)
+        rows[f"l2 {l2:g}"] = t | {"ratio": t["scikit-learn"] / t["ours"]}
+    return rows
+
+
+def bench_growth(device, seconds):
+    """Microseconds per pair of simclr.py with the small convnet: should not grow with the images, and as size^2 at most."""
+    rows = {}
+    for name, n, size in (("1 x 1,024", 1024, 32), ("4 x", 4096, 32), ("16 x", 16384, 32), ("64 px", 1024, 64), ("96 px", 1024, 96)):
+        t = take_turns({"t": trainer("simclr", "convnet", photographs(n, size), 128, device)}, seconds)["t"]
+        rows[name] = {"us_per_pair": 1e6 * t / n, "images": n, "px": size}
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the time, to try it")
+    parser.add_argument("--only", nargs="+", help="augment, step, methods, epoch, probe, growth [all]")
+    parser.add_argument("--workers", type=int, default=2, help="of lightly's DataLoader [2]")
+    parser.add_argument("--out", default="results/speed/bench.json")
+    args = parser.parse_args()
+    seconds, batch_size = (1, 16) if args.quick else (10, 64)
+    batch_size = 512 if args.device.startswith("cuda") else batch_size
+    parts = {"augment": lambda: bench_augment(args.device, seconds), "step": lambda: bench_step(args.device, seconds, batch_size),
+             "methods": lambda: bench_methods(args.device, seconds, batch_size), "epoch": lambda: bench_epoch(args.device, batch_size, args.workers),
+             "probe": lambda: bench_probe(seconds), "growth": lambda: bench_growth(args.device, seconds)}
+    result = {"machine": {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine(), "python": platform.python_version(),
+                          "gpu": torch.cuda.get_device_name() if args.device.startswith("cuda") else None, "batch_size": batch_size}}
+    for name in args.only or parts:
+        result[name] = parts[name]()
+        print(name)
+        for row, values in result[name].items():
+            shown = "  ".join(f"{k} {v:,.4g}" if isinstance(v, (int, float)) else f"{k} {v}" for k, v in values.items()) if isinstance(values, dict) else values
+            print(f"    {row:14}{shown}", flush=True)
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    Path(args.out).write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
