@@ -985,7 +985,7 @@ def evaluate_run(run, heads, data_names, device, root=None, download=False, **op
     trained, untrained = (b.to(device) for b in load_backbone(run))
     results = {head: {} for head in heads}
     for data in data_names:
-        print(f"evaluating the trained and the untrained backbone on {data}: {', '.join(heads)}", flush=True)
+        print(f"{run}: {', '.join(heads)} on {data}, the trained and the untrained backbone", flush=True)
         train, test, val = load_splits(config, data, root, download)
         if "knn" in heads and train.labels.ndim > 1:
             raise UserError(f"knn: the images of {data} have several classes each; use transfer")
