@@ -916,7 +916,7 @@ class Run:
         if data is None:
             print(f"No labelled --data was given, so no table. Later: python evaluate.py linear {self.folder} --data DIR")
             return
-        show_table(evaluate_run(self.folder, ["linear", "knn"], default_data(self.config), self.device), self.config["pairs"])
+        show_table(evaluate_run(self.folder, ["linear", "knn"], default_data(self.config), self.device), self.config)
         print(f"{self.folder} holds pairs.png, curves.png, result.json, backbone.pt and the log.")
 
 
@@ -1047,7 +1047,7 @@ def invariance_run(run, device, data=None, root=None, download=False):
     return results
 
 
-def show_table(results, pair_kind):
+def show_table(results, config):
     """Prints {head: {data: result}} as a table with chance, the untrained backbone, and how to read it."""
     title = {"linear": "linear probe", "knn": "weighted kNN", "transfer": "linear probe", "finetune": "fine-tuned"}
     names = [data for by_data in results.values() for data in by_data]
@@ -1062,10 +1062,11 @@ def show_table(results, pair_kind):
         print("Test accuracy with all layers trained; untrained: the same from a random start." + unusual)
     else:
         print("Test accuracy of frozen backbone features." + (" kNN: k = 200, temperature 0.1." if "knn" in results else "") + unusual)
+    names = {name.split(", ")[0] for name in names}  # less the share of the labels
     if "scenes-held-out" in names:
         print("The headline is scenes-held-out: categories that no pretraining image shows. Semantic pairs use")
         print("labels, so on seen categories that arm has an advantage that is not self-supervised.")
-    elif pair_kind not in (None, "augmented") and "transfer" not in results:
+    elif arm_of(config) == "semantic" and Path(config["data"] or "").name in names:
         print("These categories were seen in pretraining, and semantic pairs use their labels: not a self-supervised figure.")
 
 
@@ -1379,7 +1380,7 @@ def main():
         config = read_config(args.run)
         options = {key: getattr(args, key) for key in ("fraction", "steps", "batch_size", "seed") if key in args}
         data = args.data or default_data(config)
-        show_table(evaluate_run(args.run, [args.command], data, device, args.root, args.download, **options), config["pairs"])
+        show_table(evaluate_run(args.run, [args.command], data, device, args.root, args.download, **options), config)
 
 
 if __name__ == "__main__":
