@@ -72,8 +72,8 @@ def test_features_leave_the_backbone_alone_and_do_not_depend_on_the_batch():
 def test_the_table_says_which_categories_pretraining_has_seen(capsys):
     r = {"accuracy": 0.5, "untrained": 0.2, "chance": 0.1, "classes": 10}
 
-    def note(data, **config):
-        evaluate.show_table({"finetune": {data: r}}, {"pairs": "semantic", "data": "somewhere/photos"} | config)
+    def note(evaluated, **config):
+        evaluate.show_table({"finetune": {evaluated: r}}, {"pairs": "semantic", "data": "somewhere/photos"} | config)
         return capsys.readouterr().out
 
     assert "were seen" in note("photos, 0.1 of the labels") and "were seen" in note("photos")
