@@ -51,6 +51,7 @@ except ImportError:  # Windows
     fcntl = None
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LUMA = (0.2989, 0.587, 0.114)  # of red, green, blue in brightness (ITU-R 601-2)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
 
 
@@ -538,7 +539,7 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
     if image_size is None:
         readable = (image for path in paths if (image := try_open(path)) is not None)
         image_size = min(224, *next(readable, Image.new("RGB", (8, 8))).size)
-    names, n = [str(path.resolve()) for path in paths], len(paths)
+    names, n = list(map(os.path.abspath, paths)), len(paths)
     key = f"{Path(os.path.commonpath(names)).name}-{n}x{image_size}px-{zlib.crc32(repr((names, image_size)).encode()):08x}"
     folder, size = Path(cache) / key, n * 3 * image_size**2
     folder.mkdir(parents=True, exist_ok=True)
@@ -612,16 +613,19 @@ def end_with(parent):
 def fill_chunk(job):
     """Decodes one chunk: the row first, then its mark, so that a mark is never ahead of its image."""
     folder, names, rows, image_size = job
-    done = np.memmap(folder / "done.bin", np.uint8, "r+")
-    images = np.memmap(folder / "images.bin", np.uint8, "r+", shape=(len(done), 3, image_size, image_size))
-    reasons = []
-    for row, name in zip(rows, names):
-        try:
-            images[row] = fit(open_image(Path(name)), image_size)
+    done, reasons = np.memmap(folder / "done.bin", np.uint8, "r+"), []
+    with open(folder / "images.bin", "r+b", buffering=0) as images:
+        for row, name in zip(rows, names):
+            try:
+                image = fit(open_image(Path(name)), image_size).tobytes()
+            except BadImage as error:
+                done[row] = 2
+                reasons.append(str(error))
+                continue
+            images.seek(int(row) * len(image))
+            if images.write(image) < len(image):  # into a map it would cost a fault for every page
+                raise UserError(f"{folder}: the disk is full; make room and start again, it goes on from here")
             done[row] = 1
-        except BadImage as error:
-            done[row] = 2
-            reasons.append(str(error))
     return reasons
 
 
@@ -974,38 +978,42 @@ def make_views(args, image_size):
                          p_solarize=args.solarize[i]).without(off) for i in (0, 1)]
 
 
-def augment(images, view, generator):
+def augment(images, view, generator, at_once=2**21):
     """A batch uint8 (N, 3, S, S) under one view: float32 (N, 3, S, S), ImageNet-normalised, same device.
 
     Every parameter is drawn for each image by itself; the distribution is that of torchvision's
     RandomResizedCrop, RandomHorizontalFlip, ColorJitter, RandomGrayscale, GaussianBlur, RandomSolarize
-    applied image by image, at the speed of a few operations on the whole batch.
+    applied image by image, at the speed of a few operations on the whole batch (of large images on parts
+    of it, of `at_once` numbers or 16 images, which a CPU's cache and allocator take better).
     """
-    x = random_resized_crop(images, view.crop, view.p_flip, generator)
-    x = on_some(x, view.p_jitter, generator, color_jitter, view.jitter)
-    x = on_some(x, view.p_gray, generator, grayscale)
-    x = on_some(x, view.p_blur, generator, gaussian_blur, view.sigma)
-    x = on_some(x, view.p_solarize, generator, solarize)
-    return normalize(x).contiguous(memory_format=torch.channels_last)
+    out, part = torch.empty_like(images, dtype=torch.float32, memory_format=torch.channels_last), max(16, at_once // images[0].numel())
+    for done, x in zip(out.split(part), images.split(part)):
+        x = random_resized_crop(x, view.crop, view.p_flip, generator)
+        x = on_some(x, view.p_jitter, generator, color_jitter, view.jitter)
+        x = on_some(x, view.p_gray, generator, grayscale)
+        x = on_some(x, view.p_blur, generator, gaussian_blur, view.sigma)
+        x = on_some(x, view.p_solarize, generator, solarize)
+        done.copy_(normalize(x))
+    return out
 
 
 def normalize(x):
     """Images, uint8 or float in [0, 1], to the float input of every backbone here: ImageNet mean and std."""
-    x = x.float() / 255 if x.dtype == torch.uint8 else x
+    x = x / 255 if x.dtype == torch.uint8 else x
     mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (x - mean) / std
+    return (x - mean).div_(std)
 
 
 def on_some(x, p, generator, transform, *arguments):
-    """Applies transform(rows, *arguments, generator) to each image of the batch with probability p."""
+    """Replaces each image of the batch, in place, by transform(images, *arguments, generator) with probability p."""
     if p == 0:
         return x
     chosen = (torch.rand(len(x), generator=generator) < p).nonzero()[:, 0].to(x.device, non_blocking=True)
-    return x.index_copy(0, chosen, transform(x[chosen], *arguments, generator)) if len(chosen) else x
+    return x.index_copy_(0, chosen, transform(x[chosen], *arguments, generator)) if len(chosen) else x
 
 
 def random_resized_crop(images, area, p_flip, generator, ratio=(3 / 4, 4 / 3), tries=10):
-    """A random box of each image, resized to the full side (bilinear, antialiased), flipped with p_flip.
+    """A random box of each image, resized to the full side, flipped with p_flip (see resized_crop).
 
     uint8 (N, 3, S, S) -> float (N, 3, S, S) in [0, 1]. As torchvision: the first of ten draws of area and
     log-uniform aspect ratio that fits, else the whole image. area None switches the crop off.
@@ -1020,79 +1028,70 @@ def random_resized_crop(images, area, p_flip, generator, ratio=(3 / 4, 4 / 3), t
     first = fits.float().argmax(1, keepdim=True)
     width, height = (torch.where(fits.any(1), v.gather(1, first)[:, 0], float(size)) for v in (width, height))
     left, top = ((torch.rand(n, generator=generator) * (size - v + 1)).floor() for v in (width, height))
-    flip = torch.rand(n, generator=generator) < p_flip
-
-    box = torch.stack([top, height, left, width, flip.float()], 1).to(images.device, non_blocking=True)
-    top, height, left, width, flip = box[:, :, None, None].unbind(1)  # each (N, 1, 1)
-    rows, columns = resize_matrix(top, height, size), resize_matrix(left, width, size)
-    columns = torch.where(flip > 0, columns.flip(1), columns)
-    # resizing is linear and separable: rows @ image @ columns^T, with the three channels side by side
-    x = images.permute(0, 2, 1, 3).reshape(n, size, 3 * size).float() / 255
-    x = torch.bmm(rows, x).view(n, size * 3, size) @ columns.transpose(1, 2)
-    return x.view(n, size, 3, size).permute(0, 2, 1, 3)
+    return resized_crop(images, top, left, height, width, torch.rand(n, generator=generator) < p_flip)
 
 
-def resize_matrix(start, length, size):
-    """Weights (N, size, size) that resize the pixels [start, start + length) of a row to `size` pixels.
+def resized_crop(images, top, left, height, width, flip):
+    """The box of each image (N,) in pixels, resized to the full side S, bilinear, and mirrored where flip (N,).
 
-    Row i is a triangle around the place of output pixel i, as wide as one output pixel or one input
-    pixel, whichever is wider (antialiasing), cut off at the crop's border and normalised.
+    uint8 (N, 3, S, S) -> float (N, 3, S, S) in [0, 1]. A box is never larger than what it becomes, so there is
+    nothing for antialiasing to do. Outside the box its border is repeated: neighbours do not leak in.
     """
-    pixel = torch.arange(size, device=start.device) + 0.5
-    step = length / size
-    source = pixel[None, None, :] - start
-    weight = (1 - (source - pixel[None, :, None] * step).abs() / step.clamp(min=1)).clamp(min=0)
-    weight = weight * ((source > 0) & (source < length))
-    return weight / weight.sum(2, keepdim=True)
+    n, _, size, _ = images.shape
+
+    def places(start, length):  # of the output's pixels in the image, from -1 to 1 as grid_sample wants them
+        inside = (torch.arange(size) + 0.5) / size * length[:, None]
+        return (start[:, None] + inside.clamp(min=0.5).minimum(length[:, None] - 0.5)) * 2 / size - 1
+
+    y, x = places(top, height), places(left, width)
+    y, x = torch.stack([y, torch.where(flip[:, None], x.flip(1), x)]).to(images.device, non_blocking=True)
+    grid = torch.stack([x[:, None].expand(n, size, size), y[:, :, None].expand(n, size, size)], 3)
+    return F.grid_sample(images / 255, grid, align_corners=False)
 
 
 def color_jitter(x, strengths, generator):
     """Brightness, contrast, saturation and hue in an order drawn for each image (torchvision ColorJitter).
 
-    The first three are x -> a x + b gray(x) + c mean(gray(x)) with other a, b, c, so at each of the four
-    places one formula serves all images; hue, the costly one, is computed only where it is due.
+    With a factor f, the first three are f x, f x + (1 - f) mean(gray(x)) and f x + (1 - f) gray(x): at each of
+    the four places a 3 x 3 matrix and an offset for each image. Hue, the costly one, is computed where it is due.
     """
-    n, device = len(x), x.device
-    factor = torch.stack([uniform(max(0, 1 - s), 1 + s, n, generator) for s in strengths[:3]])
+    n, weights = len(x), torch.tensor(LUMA)
+    factor = torch.stack([*(uniform(max(0, 1 - s), 1 + s, n, generator) for s in strengths[:3]), torch.ones(n)], 1)
     shift = uniform(-strengths[3], strengths[3], n, generator)
     order = torch.rand(n, 4, generator=generator).argsort(1)  # order[i, place] = operation
+    f = factor.gather(1, order)
+    matrix = f[..., None, None] * torch.eye(3) + ((1 - f) * (order == 2))[..., None, None] * weights  # (N, 4, 3, 3)
+    matrix, of_mean, shift, weights = (v.to(x.device, non_blocking=True) for v in (matrix, (1 - f) * (order == 1), shift, weights))
     for place in range(4):
-        operation = order[:, place]
-        f = factor.gather(0, operation.clamp(max=2)[None])[0]
-        is_hue, zero = operation == 3, torch.zeros(n)
-        f = torch.where(is_hue, 1.0, f)
-        a, b, c = f, torch.where(operation == 2, 1 - f, zero), torch.where(operation == 1, 1 - f, zero)
-        a, b, c = torch.stack([a, b, c]).to(device, non_blocking=True)[:, :, None, None, None]
-        gray = luma(x)
-        x = (a * x + b * gray + c * gray.mean((2, 3), keepdim=True)).clamp(0, 1)
-        rows = is_hue.nonzero()[:, 0]
+        offset = of_mean[:, place] * (x.mean((2, 3)) @ weights)
+        x = (matrix[:, place] @ x.flatten(2)).add_(offset[:, None, None]).clamp_(0, 1).view_as(x)
+        rows = (order[:, place] == 3).nonzero()[:, 0].to(x.device, non_blocking=True)
         if strengths[3] and len(rows):
-            moved = shift[rows].to(device, non_blocking=True)
-            rows = rows.to(device, non_blocking=True)
-            x = x.index_copy(0, rows, shift_hue(x[rows], moved[:, None, None, None]))
+            x.index_copy_(0, rows, shift_hue(x[rows], shift[rows, None, None, None]))
     return x
 
 
 def luma(x):
     """Brightness (N, 1, H, W) of RGB images, ITU-R 601-2 as in torchvision and PIL."""
-    r, g, b = x.unbind(1)
-    return (0.2989 * r + 0.587 * g + 0.114 * b)[:, None]
+    r, g, b = x.split(1, 1)
+    return LUMA[0] * r + LUMA[1] * g + LUMA[2] * b
 
 
 def shift_hue(x, shift):
     """Turns the hue of RGB images (N, 3, H, W) in [0, 1] by shift (N, 1, 1, 1), in turns of the circle.
 
-    With V = max, C = max - min and H the hue in sixths of a turn, the channel of offset n = 5, 3, 1 is
-    V - C clamp(min(k, 4 - k), 0, 1), k = (n + H) mod 6 (Smith 1978), so HSV need not be built.
+    With V = max, C = max - min and the hue in sixths of a turn, a channel whose own hue (red 0, green 2, blue 4)
+    is at the distance d on the circle is V - C clamp(d - 1, 0, 1) (Smith 1978), so HSV need not be built.
     """
     r, g, b = x.split(1, 1)
     value = x.amax(1, keepdim=True)
     chroma = value - x.amin(1, keepdim=True)
-    safe = torch.where(chroma > 0, chroma, 1.0)
-    hue = torch.where(value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
-    offset = torch.tensor([5.0, 3.0, 1.0], device=x.device)[:, None, None]
-    k = (hue + 6 * shift + offset) % 6
-    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
+    scale = 1 / chroma.clamp(min=1e-9)
+    hue = torch.where(value == r, (g - b) * scale, torch.where(value == g, 2 + (b - r) * scale, 4 + (r - g) * scale))
+    hue = hue + 6 * shift
+    hue = hue - 6 * torch.floor(hue / 6)
+    distance = 3 - ((hue - torch.tensor([0.0, 2.0, 4.0], device=x.device)[:, None, None]).abs_() - 3).abs_()
+    return value - chroma * distance.sub_(1).clamp_(0, 1)
 
 
 def grayscale(x, generator=None):

@@ -163,12 +163,19 @@ def test_curated_list_and_its_matched_baseline(tmp_path):
 
 def test_crops_equal_torchvisions_resize():
     images = photos(5)
-    x = images.permute(0, 2, 1, 3).reshape(5, 24, 72).float() / 255
-    for top, left, h, w in ((0, 0, 24, 24), (3, 7, 11, 9), (20, 0, 4, 24)):
-        rows, columns = (pairs.resize_matrix(torch.full((5, 1, 1), float(s)), torch.full((5, 1, 1), float(n)), 24) for s, n in ((top, h), (left, w)))
-        ours = (torch.bmm(rows, x).view(5, 72, 24) @ columns.transpose(1, 2)).view(5, 24, 3, 24).permute(0, 2, 1, 3)
-        theirs = TF.resized_crop(images.float() / 255, top, left, h, w, [24, 24], antialias=True)
-        assert torch.allclose(ours, theirs, atol=1e-5)
+    boxes = torch.tensor([[0, 0, 24, 24], [3, 7, 11, 9], [20, 0, 4, 24], [5, 23, 1, 1], [1, 2, 23, 20]])
+    flip = torch.tensor([False, True, False, False, True])
+    for ours, image, box, mirrored in zip(pairs.resized_crop(images, *boxes.T.float(), flip), images, boxes.tolist(), flip):
+        theirs = TF.resized_crop(image.float() / 255, *box, [24, 24], antialias=True)
+        assert torch.allclose(ours, theirs.flip(2) if mirrored else theirs, atol=1e-5)
+
+
+def test_large_images_are_augmented_in_parts_that_join():
+    images, view = photos(40), pairs.Augmentation(p_blur=0.5)
+    parts = pairs.augment(images, view, pairs.stream("parts"), at_once=1)
+    generator = pairs.stream("parts")
+    assert torch.equal(parts, torch.cat([pairs.augment(part, view, generator) for part in images.split(16)]))
+    assert parts.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("shift", [-0.5, -0.2, 0.05, 0.3])
