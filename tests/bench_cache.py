@@ -146,7 +146,7 @@ def bench_memory(scratch, gigabytes):
 
 def bench_kills(scratch, kills=20):
     """Each attempt is killed at a random moment after its start, alone or with its processes; the last one ends."""
-    files = write_jpegs(scratch / "killed", 4000, 256)
+    files = write_jpegs(scratch / "killed", 8000, 256)
     code = ("import sys, pathlib, pairs\n"
             "if __name__ == '__main__':\n"
             "    print('start', flush=True)\n"
@@ -157,9 +157,9 @@ def bench_kills(scratch, kills=20):
     command = [sys.executable, scratch / "build.py", scratch / "killed", scratch / "cache"]
     decoded, left = [], 0
     for k in range(kills):
-        child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, start_new_session=True)
+        child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
         child.stdout.readline()
-        time.sleep(rng.uniform(0, 1.2))
+        time.sleep(rng.uniform(0, 4))  # its processes take two seconds to start
         left += child.poll() is None
         (os.killpg if k % 2 else os.kill)(child.pid, signal.SIGKILL)
         child.wait()
