@@ -175,10 +175,11 @@ def main():
     parser.add_argument("--data", help="a folder of class folders with train/ [only generated images]")
     parser.add_argument("--gigabytes", type=float, default=4, help="size of the streamed array [4]")
     parser.add_argument("--only", nargs="+", help="build, stream, memory, kills [all]")
+    parser.add_argument("--scratch", help="folder for some 5 GB of files, on the disk to be measured [the system's for temporary files]")
     parser.add_argument("--out", default="results/cache/bench.json")
     args = parser.parse_args()
     result = {"machine": {"torch": torch.__version__, "cores": os.cpu_count(), "python": sys.version.split()[0]}}
-    with tempfile.TemporaryDirectory(dir=".") as scratch:
+    with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
         scratch = Path(scratch)
         parts = {"build": lambda: bench_build(args.data, scratch), "stream": lambda: bench_stream(scratch, args.gigabytes),
                  "memory": lambda: bench_memory(scratch, args.gigabytes), "kills": lambda: bench_kills(scratch)}
