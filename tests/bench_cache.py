@@ -4,7 +4,7 @@
 
   build     images/s of building the cache beside decoding alone by as many processes: --data, and generated 256-px JPEGs
   stream    bytes/s of shuffled batches from the mapped array beside a sequential read of the file, from the page cache
-            and from the disk (its pages dropped before), one image of 32 px and of 256 px
+            and from the disk (its pages dropped before), images of 32 px and of 256 px
   memory    peak of a streamed epoch's own memory (RssAnon; mapped pages are the page cache's) at two sizes of the array
   kills     a build killed (SIGKILL) at 20 random moments, then finished: are array and uninterrupted array equal?
 """
@@ -19,8 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +43,7 @@ def write_jpegs(folder, n, size):
 
 
 def decode_chunk(job):
+    """pairs.fill_chunk without the writing; a function of this file, so that other processes find it."""
     _, names, _, image_size = job
     for name in names:
         pairs.fit(pairs.open_image(Path(name)), image_size)
@@ -133,9 +132,9 @@ def bench_memory(scratch, gigabytes):
                 "anon = lambda: next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('RssAnon'))\n"
                 "images = torch.from_numpy(np.memmap(sys.argv[1], np.uint8, 'c', shape=(int(sys.argv[2]), 3, 256, 256)))\n"
                 "before, peak = anon(), 0\n"
-                "for rows in [torch.randperm(len(images)).split(128)]:\n"
-                "    for _ in pairs.streamed(images, list(zip(rows[::2], rows[1::2])), 'cpu'):\n"
-                "        peak = max(peak, anon())\n"
+                "rows = torch.randperm(len(images)).split(128)\n"
+                "for _ in pairs.streamed(images, list(zip(rows[::2], rows[1::2])), 'cpu'):\n"
+                "    peak = max(peak, anon())\n"
                 "print(before, peak)\n")
         done = subprocess.run([sys.executable, "-c", code, file, str(n)], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True)
         before, peak = map(int, done.stdout.split())
