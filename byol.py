@@ -68,6 +68,7 @@ def parse_args(argv=None):
     add("--weight-decay", type=pairs.nonnegative_float, help=f"L2 added to the gradient of every weight {default('weight_decay')}")
     add("--seed", type=int, default=0, help="of the scenes, the weights, the order, the partners and the augmentation [0]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
+    add("--compile", action="store_true", help="torch.compile the networks: a minute at the start, faster steps after it")
     add("--out", help="run folder [runs/<method>-<pairs>-<data>-seed<seed>]")
     add("--resume", action="store_true", help="go on from the run folder's checkpoint, with the same options")
     add("--without", default="", help="transforms to switch off, by comma: crop, flip, jitter, gray, blur, solarize []")
@@ -180,13 +181,13 @@ def train(model, optimizer, source, view1, view2, run, args):
     steps_per_epoch = len(source) // args.batch_size
     total, warmup = args.epochs * steps_per_epoch, args.warmup_epochs * steps_per_epoch
     images = pairs.place(source.pool.images, device)
-    network = evaluate.parallel(model)  # under torchrun: the gradients' mean over all processes
+    network = evaluate.parallel(model, args.compile)  # under torchrun: the gradients' mean over all processes
     for epoch in range(run.epoch, args.epochs):
         for x1, x2 in pairs.batches(source, epoch, args.batch_size, view1, view2, device, images):
             lr = learning_rate(run.step, total, args.lr * args.batch_size / 256, warmup)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            with evaluate.autocast(device):
                 (z1, p1), (z2, p2) = network(x1), network(x2)
                 t1, t2 = model.target_projection(x1), model.target_projection(x2)
             loss = regression_loss(p1.float(), t2.float()) + regression_loss(p2.float(), t1.float())

@@ -55,6 +55,13 @@ from pairs import UserError
 # ---------------------------------------------------------------------------------------- backbones
 
 
+class MeanOverPositions(nn.Module):
+    """(N, C, H, W) -> (N, C, 1, 1), as nn.AdaptiveAvgPool2d(1), whose gradient takes a CPU ten times as long in channels_last."""
+
+    def forward(self, x):
+        return F.avg_pool2d(x, x.shape[2:])
+
+
 class ConvNet(nn.Sequential):
     """Four 3x3 convolutions with BatchNorm and ReLU, the mean over positions, BatchNorm: (N, 3, S, S) -> (N, 256).
 
@@ -66,7 +73,7 @@ class ConvNet(nn.Sequential):
         layers = []
         for before, width, stride in zip((3, *widths), widths, strides):
             layers += [nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(widths[-1]))
+        super().__init__(*layers, MeanOverPositions(), nn.Flatten(), nn.BatchNorm1d(widths[-1]))
 
 
 def build_backbone(name, image_size, verbose=False):
@@ -177,6 +184,17 @@ def pick_device(name):
     return device
 
 
+def multiplies_in_bf16(device):
+    """Whether a device's hardware multiplies faster in bf16: GPUs, and CPUs with AVX512-BF16 or AMX."""
+    has = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell
+    return device.type == "cuda" or device.type == "cpu" and bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
+def autocast(device):
+    """bf16 autocast for the networks where it is faster; losses are computed outside of it, in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=multiplies_in_bf16(device))
+
+
 # ---------------------------------------------------------------------------------- several processes
 
 
@@ -197,13 +215,17 @@ def join(device_name, batch_size):
     return device
 
 
-def parallel(model, sync_batchnorm=True):
-    """The model as the training loop calls it: itself, or among several processes in DistributedDataParallel, which
-    averages gradients; BatchNorm takes its statistics over all processes (torch has that on GPUs only)."""
+def parallel(model, compile=False, sync_batchnorm=True):
+    """The model as the training loop calls it: itself, its parts compiled if wanted, or among several processes in
+    DistributedDataParallel, which averages gradients; BatchNorm takes its statistics over all processes (torch has
+    that on GPUs only)."""
+    if dist.is_initialized() and sync_batchnorm and next(model.parameters()).is_cuda:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # replaces the layers inside, keeps their parameters
+    if compile:
+        for part in model.children():  # in place: the names of the parameters stay
+            part.compile()
     if not dist.is_initialized():
         return model
-    if sync_batchnorm and next(model.parameters()).is_cuda:
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # replaces the layers inside, keeps their parameters
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of the argument's newer name, which older torch does not know
         return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
@@ -318,7 +340,7 @@ def logistic_regression(x, y, classes, l2, start=None, max_iter=1000):
     """
     weights = x.new_zeros(x.shape[1] + 1, classes) if start is None else start.clone()
     weights.requires_grad_()
-    solver = torch.optim.LBFGS([weights], max_iter=max_iter, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
+    solver = torch.optim.LBFGS([weights], max_iter=max_iter, tolerance_grad=1e-5, history_size=10, line_search_fn="strong_wolfe")
 
     def closure():
         solver.zero_grad()
@@ -424,7 +446,7 @@ def fit_all_layers(backbone, train, rows, lr, steps, batch_size, seed, what):
         # with few labels a batch shows an image several times, each time with another crop
         chosen = rows[torch.randint(len(rows), (batch_size,), generator=generator)]
         x, y = pairs.augment(train.images[chosen].to(device), view, generator), train.labels[chosen].to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with autocast(device):
             logits = model(x)
         loss = classification_loss(logits.float(), y)
         optimizer.zero_grad()
@@ -804,7 +826,8 @@ class Run:
         self.config = {"method": method, **vars(args), "image_size": source.pool.image_size, "pairs_per_epoch": len(source),
                        "python": platform.python_version(), "torch": torch.__version__,
                        "torchvision": torchvision.__version__, "numpy": np.__version__, "pillow": PIL.__version__,
-                       "threads": torch.get_num_threads(), "machine": platform.machine(), "git_commit": git_commit()}
+                       "threads": torch.get_num_threads(), "machine": platform.machine(), "git_commit": git_commit(),
+                       "precision": "bfloat16" if multiplies_in_bf16(torch.device(args.device)) else "float32"}
         if torch.device(args.device).type == "cuda":
             self.config["gpu"] = torch.cuda.get_device_name()
         kind = args.pairs if args.pairs in ("augmented", "semantic") else Path(args.pairs).stem
@@ -845,7 +868,7 @@ class Run:
         """Takes everything back from checkpoint.pt, after checking that the run's settings are the same."""
         if not (self.folder / "checkpoint.pt").is_file():
             raise UserError(f"--resume: {self.folder} has no checkpoint.pt to go on from")
-        old, free = read_config(self.folder), ("resume", "device", "out", "download", "root", "cache")
+        old, free = read_config(self.folder), ("resume", "device", "out", "download", "root", "cache", "compile")
         for name in set(vars_of(self.config)) - set(free):
             if old.get(name) != self.config[name]:
                 raise UserError(f"--resume: {name} was {old.get(name)} in {self.folder} and is {self.config[name]} now; keep it, or use --out")
@@ -922,7 +945,7 @@ class Run:
 
 def vars_of(config):
     """The names in config.json that are the user's options or follow from the data, not from the machine."""
-    machine = {"python", "torch", "torchvision", "numpy", "pillow", "threads", "machine", "git_commit", "gpu", "processes"}
+    machine = {"python", "torch", "torchvision", "numpy", "pillow", "threads", "machine", "git_commit", "gpu", "processes", "precision"}
     return [name for name in config if name not in machine]
 
 
@@ -1094,7 +1117,7 @@ def draw_curves(folder):
 # --------------------------------------------------------------------------------------- comparison
 
 FREE = {"seed", "pairs", "arm", "semantic_share", "false_pairs",  # may differ between matched runs
-        "data", "root", "download", "device", "out", "resume", "skip_bad", "cache"}
+        "data", "root", "download", "device", "out", "resume", "skip_bad", "cache", "compile"}
 ARM_COLORS = {"untrained": "0.6", "augmented": "tab:orange", "semantic": "tab:blue"}
 
 

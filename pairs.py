@@ -22,6 +22,7 @@ This file knows no method, optimiser or loss.
 
 import argparse
 import csv
+import functools
 import hashlib
 import json
 import math
@@ -127,6 +128,12 @@ def stream(*key):
 def rank_and_world():
     """(number of this process, number of processes): (0, 1) unless torchrun started several."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+@functools.cache
+def constant(values, device):
+    """A small tensor, made once for each device: sending it at every step would make the host wait for a GPU."""
+    return torch.tensor(values, device=device)
 
 
 def uniform(low, high, shape, generator, device="cpu"):
@@ -978,30 +985,30 @@ def make_views(args, image_size):
                          p_solarize=args.solarize[i]).without(off) for i in (0, 1)]
 
 
-def augment(images, view, generator, at_once=2**21):
+def augment(images, view, generator, at_once=256 * 3 * 32**2):
     """A batch uint8 (N, 3, S, S) under one view: float32 (N, 3, S, S), ImageNet-normalised, same device.
 
     Every parameter is drawn for each image by itself; the distribution is that of torchvision's
     RandomResizedCrop, RandomHorizontalFlip, ColorJitter, RandomGrayscale, GaussianBlur, RandomSolarize
-    applied image by image, at the speed of a few operations on the whole batch (of large images on parts
-    of it, of `at_once` numbers or 16 images, which a CPU's cache and allocator take better).
+    applied image by image, at the speed of a few operations on the whole batch (on parts of it, of `at_once`
+    numbers or 16 images, which a CPU's cache and allocator take better).
     """
-    out, part = torch.empty_like(images, dtype=torch.float32, memory_format=torch.channels_last), max(16, at_once // images[0].numel())
+    out, part = torch.empty_like(images, dtype=torch.float32), max(16, at_once // images[0].numel())
     for done, x in zip(out.split(part), images.split(part)):
         x = random_resized_crop(x, view.crop, view.p_flip, generator)
         x = on_some(x, view.p_jitter, generator, color_jitter, view.jitter)
         x = on_some(x, view.p_gray, generator, grayscale)
         x = on_some(x, view.p_blur, generator, gaussian_blur, view.sigma)
         x = on_some(x, view.p_solarize, generator, solarize)
-        done.copy_(normalize(x))
+        normalize(x, out=done)
     return out
 
 
-def normalize(x):
+def normalize(x, out=None):
     """Images, uint8 or float in [0, 1], to the float input of every backbone here: ImageNet mean and std."""
     x = x / 255 if x.dtype == torch.uint8 else x
-    mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (x - mean).div_(std)
+    mean, std = (constant(v, x.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return torch.sub(x, mean, out=out).div_(std)
 
 
 def on_some(x, p, generator, transform, *arguments):
@@ -1038,15 +1045,18 @@ def resized_crop(images, top, left, height, width, flip):
     nothing for antialiasing to do. Outside the box its border is repeated: neighbours do not leak in.
     """
     n, _, size, _ = images.shape
+    box = torch.stack([top, left, height, width, flip.float()]).to(images.device, non_blocking=True)
+    top, left, height, width, flip = box[..., None]
+    middles = (torch.arange(size, device=images.device) + 0.5) / size
 
     def places(start, length):  # of the output's pixels in the image, from -1 to 1 as grid_sample wants them
-        inside = (torch.arange(size) + 0.5) / size * length[:, None]
-        return (start[:, None] + inside.clamp(min=0.5).minimum(length[:, None] - 0.5)) * 2 / size - 1
+        inside = (middles * length).clamp(min=0.5).minimum(length - 0.5)
+        return (start + inside) * 2 / size - 1
 
     y, x = places(top, height), places(left, width)
-    y, x = torch.stack([y, torch.where(flip[:, None], x.flip(1), x)]).to(images.device, non_blocking=True)
+    x = torch.where(flip > 0, x.flip(1), x)
     grid = torch.stack([x[:, None].expand(n, size, size), y[:, :, None].expand(n, size, size)], 3)
-    return F.grid_sample(images / 255, grid, align_corners=False)
+    return F.grid_sample(images.float().div_(255), grid, align_corners=False)
 
 
 def color_jitter(x, strengths, generator):
@@ -1055,16 +1065,17 @@ def color_jitter(x, strengths, generator):
     With a factor f, the first three are f x, f x + (1 - f) mean(gray(x)) and f x + (1 - f) gray(x): at each of
     the four places a 3 x 3 matrix and an offset for each image. Hue, the costly one, is computed where it is due.
     """
-    n, weights = len(x), torch.tensor(LUMA)
+    n = len(x)
     factor = torch.stack([*(uniform(max(0, 1 - s), 1 + s, n, generator) for s in strengths[:3]), torch.ones(n)], 1)
     shift = uniform(-strengths[3], strengths[3], n, generator)
     order = torch.rand(n, 4, generator=generator).argsort(1)  # order[i, place] = operation
-    f = factor.gather(1, order)
-    matrix = f[..., None, None] * torch.eye(3) + ((1 - f) * (order == 2))[..., None, None] * weights  # (N, 4, 3, 3)
-    matrix, of_mean, shift, weights = (v.to(x.device, non_blocking=True) for v in (matrix, (1 - f) * (order == 1), shift, weights))
+    f, operation, shift = (v.to(x.device, non_blocking=True) for v in (factor.gather(1, order), order, shift))
+    gray = constant(LUMA, x.device)
+    matrix = f[..., None, None] * torch.eye(3, device=x.device) + ((1 - f) * (operation == 2))[..., None, None] * gray  # (N, 4, 3, 3)
+    of_mean = (1 - f) * (operation == 1)
     for place in range(4):
-        offset = of_mean[:, place] * (x.mean((2, 3)) @ weights)
-        x = (matrix[:, place] @ x.flatten(2)).add_(offset[:, None, None]).clamp_(0, 1).view_as(x)
+        offset = of_mean[:, place] * (x.mean((2, 3)) @ gray)
+        x = torch.baddbmm(offset[:, None, None], matrix[:, place], x.flatten(2)).clamp_(0, 1).view_as(x)
         rows = (order[:, place] == 3).nonzero()[:, 0].to(x.device, non_blocking=True)
         if strengths[3] and len(rows):
             x.index_copy_(0, rows, shift_hue(x[rows], shift[rows, None, None, None]))
@@ -1080,18 +1091,17 @@ def luma(x):
 def shift_hue(x, shift):
     """Turns the hue of RGB images (N, 3, H, W) in [0, 1] by shift (N, 1, 1, 1), in turns of the circle.
 
-    With V = max, C = max - min and the hue in sixths of a turn, a channel whose own hue (red 0, green 2, blue 4)
-    is at the distance d on the circle is V - C clamp(d - 1, 0, 1) (Smith 1978), so HSV need not be built.
+    With the hue in sixths of a turn, C = max - min, and d a channel's distance on the circle from its opposite (cyan 3,
+    magenta 5, blue + 3 = 1), the channel is min + C clamp(d - 1, 0, 1) (Smith 1978), so HSV need not be built.
     """
     r, g, b = x.split(1, 1)
-    value = x.amax(1, keepdim=True)
-    chroma = value - x.amin(1, keepdim=True)
-    scale = 1 / chroma.clamp(min=1e-9)
-    hue = torch.where(value == r, (g - b) * scale, torch.where(value == g, 2 + (b - r) * scale, 4 + (r - g) * scale))
-    hue = hue + 6 * shift
-    hue = hue - 6 * torch.floor(hue / 6)
-    distance = 3 - ((hue - torch.tensor([0.0, 2.0, 4.0], device=x.device)[:, None, None]).abs_() - 3).abs_()
-    return value - chroma * distance.sub_(1).clamp_(0, 1)
+    high, low = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
+    chroma, red, green = high - low, high == r, high == g
+    hue = torch.where(red, g - b, torch.where(green, b - r, r - g)).div_(chroma.clamp(min=1e-9))
+    hue.add_(torch.where(red, 0.0, torch.where(green, 2.0, 4.0))).add_(6 * shift)
+    hue.sub_(torch.floor(hue / 6).mul_(6))  # between 0 and 6
+    d = (hue - constant((0.0, 2.0, 4.0), x.device)[:, None, None]).abs_().sub_(3).abs_()
+    return d.clamp_(1, 2).mul_(chroma).add_(low.sub_(chroma))
 
 
 def grayscale(x, generator=None):

@@ -1,5 +1,6 @@
 """Evaluate: heads on cases worked by hand, the frozen backbone, collapse signals, the run folder."""
 
+import copy
 import json
 import math
 import subprocess
@@ -46,6 +47,35 @@ def test_an_image_size_that_the_architecture_cannot_take_is_named():
     for name in ("vit_b_16", "alexnet"):
         with pytest.raises(UserError, match=f"{name}.* 30 px"):
             evaluate.build_backbone(name, 30)
+
+
+def test_the_mean_over_positions_is_that_of_adaptive_pooling():
+    x = torch.randn(3, 5, 4, 6).to(memory_format=torch.channels_last)
+    assert torch.allclose(evaluate.MeanOverPositions()(x), F.adaptive_avg_pool2d(x, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("has, kind", [({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16), ({"avx512_f": True}, torch.float32)])
+def test_a_cpu_computes_in_bf16_where_it_can_and_losses_in_float32(monkeypatch, has, kind):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    linear, x = nn.Linear(4, 4), torch.randn(2, 4)
+    with evaluate.autocast(torch.device("cpu")):
+        assert linear(x).dtype == kind
+    assert linear(x).dtype == torch.float32
+
+
+def test_compiled_parts_keep_names_values_and_gradients(monkeypatch):
+    compile = nn.Module.compile  # traced for real; turned into C++ it would take a minute and a compiler
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compile(self, backend="eager"))
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(inplace=True))
+    plain = nn.Sequential(backbone, nn.Linear(5, 2))
+    compiled = evaluate.parallel(copy.deepcopy(plain), compile=True)
+    assert list(compiled.state_dict()) == list(plain.state_dict()) and compiled[0]._compiled_call_impl is not None
+    x = torch.randn(8, 6)
+    for a in (plain(x), compiled(x)):
+        a.square().sum().backward()
+    assert torch.allclose(plain(x), compiled(x), atol=1e-6)
+    assert all(torch.allclose(p.grad, q.grad, atol=1e-6) for p, q in zip(plain.parameters(), compiled.parameters(), strict=True))
 
 
 def test_features_leave_the_backbone_alone_and_do_not_depend_on_the_batch():

@@ -175,7 +175,6 @@ def test_large_images_are_augmented_in_parts_that_join():
     parts = pairs.augment(images, view, pairs.stream("parts"), at_once=1)
     generator = pairs.stream("parts")
     assert torch.equal(parts, torch.cat([pairs.augment(part, view, generator) for part in images.split(16)]))
-    assert parts.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("shift", [-0.5, -0.2, 0.05, 0.3])
