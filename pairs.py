@@ -490,7 +490,9 @@ def open_image(item):
         image = Image.open(item) if isinstance(item, Path) else item
         if image.mode.startswith("I"):  # 16 bits: PIL would cut them off at 255
             image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
-        return ImageOps.exif_transpose(image).convert("RGB")
+        ImageOps.exif_transpose(image, in_place=True)
+        image.load()
+        return image if image.mode == "RGB" else image.convert("RGB")
     except Exception as error:  # broken files raise whatever their bytes lead the decoder to
         raise BadImage(f"cannot read the image {item}: {error}; repair or remove it") from None
 
@@ -517,7 +519,7 @@ def decode(items, n, image_size, what, skip_bad=False):
         if out is None:
             image_size = image_size or min(224, *image.size)
             out = torch.empty(n, 3, image_size, image_size, dtype=torch.uint8)
-        out[len(kept)] = torch.from_numpy(fit(image, image_size).copy())
+        out[len(kept)] = torch.from_numpy(fit(image, image_size))
         kept.append(i)
     if bad and (out is None or not skip_bad):
         raise UserError(list_bad(bad, n))
@@ -530,7 +532,7 @@ def fit(image, size):
     """An RGB image scaled so that its short side is `size`, and centre-cropped: uint8 (3, size, size), numpy."""
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image).transpose(2, 0, 1)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
 def cached(paths, first, image_size, what, skip_bad=False, cache=None):
@@ -546,8 +548,9 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
     if image_size is None:
         readable = (image for path in paths if (image := try_open(path)) is not None)
         image_size = min(224, *next(readable, Image.new("RGB", (8, 8))).size)
-    names, n = list(map(os.path.abspath, paths)), len(paths)
-    key = f"{Path(os.path.commonpath(names)).name}-{n}x{image_size}px-{zlib.crc32(repr((names, image_size)).encode()):08x}"
+    absolute = functools.cache(os.path.abspath)  # of each folder once: there may be a million files
+    names, n = [os.path.join(absolute(folder), name) for folder, name in map(os.path.split, paths)], len(paths)
+    key = f"{Path(os.path.commonpath({os.path.dirname(name) for name in names})).name}-{n}x{image_size}px-{zlib.crc32(repr((names, image_size)).encode()):08x}"
     folder, size = Path(cache) / key, n * 3 * image_size**2
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / "lock"):  # of several processes that want it, one builds and the others wait
@@ -603,7 +606,7 @@ def fill(folder, names, rows, image_size, what, chunk=64):
             progress(done)
     finally:
         if pool:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=done < len(rows), cancel_futures=True)  # processes with nothing left to do end by themselves
     return reasons
 
 
@@ -624,13 +627,13 @@ def fill_chunk(job):
     with open(folder / "images.bin", "r+b", buffering=0) as images:
         for row, name in zip(rows, names):
             try:
-                image = fit(open_image(Path(name)), image_size).tobytes()
+                image = fit(open_image(Path(name)), image_size)
             except BadImage as error:
                 done[row] = 2
                 reasons.append(str(error))
                 continue
-            images.seek(int(row) * len(image))
-            if images.write(image) < len(image):  # into a map it would cost a fault for every page
+            images.seek(int(row) * image.nbytes)
+            if images.write(image) < image.nbytes:  # into a map it would cost a fault for every page
                 raise UserError(f"{folder}: the disk is full; make room and start again, it goes on from here")
             done[row] = 1
     return reasons

@@ -35,11 +35,13 @@ import pairs
 METHODS = ["simclr", "moco", "byol", "simsiam"]
 
 
-def take_turns(calls, seconds):
-    """{name: median seconds of a call}: the calls in turn, after one round that does not count, for `seconds`."""
+def take_turns(calls, seconds, prepare=lambda: None):
+    """{name: median seconds of a call}: the calls in turn, after one round that does not count, for `seconds`, each
+    after prepare(), which does not count."""
     times, start = {name: [] for name in calls}, None
     while start is None or time.perf_counter() - start < seconds or len(next(iter(times.values()))) < 3:
         for name, call in calls.items():
+            prepare()
             synchronize()
             before = time.perf_counter()
             call()
