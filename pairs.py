@@ -924,7 +924,10 @@ def batches(pairs, epoch, batch_size, view1, view2, device, images=None):
     else:
         taken = streamed(images, [(anchor[rows], partner[rows]) for rows in slices], device)
     for a, b in taken:
-        yield augment(a, view1, generator), augment(b, view2, generator)
+        if view1 == view2:  # in one go, as every operation costs a launch
+            yield augment(torch.cat([a, b]), view1, generator).chunk(2)
+        else:
+            yield augment(a, view1, generator), augment(b, view2, generator)
 
 
 def place(images, device, share=0.6):
@@ -993,10 +996,11 @@ def augment(images, view, generator, at_once=256 * 3 * 32**2):
 
     Every parameter is drawn for each image by itself; the distribution is that of torchvision's
     RandomResizedCrop, RandomHorizontalFlip, ColorJitter, RandomGrayscale, GaussianBlur, RandomSolarize
-    applied image by image, at the speed of a few operations on the whole batch (on parts of it, of `at_once`
-    numbers or 16 images, which a CPU's cache and allocator take better).
+    applied image by image, at the speed of a few operations on the whole batch (on a CPU on parts of it, of
+    `at_once` numbers or 16 images, which its cache and allocator take better).
     """
-    out, part = torch.empty_like(images, dtype=torch.float32), max(16, at_once // images[0].numel())
+    out = torch.empty_like(images, dtype=torch.float32)
+    part = max(16, at_once // images[0].numel()) if images.device.type == "cpu" else len(images)
     for done, x in zip(out.split(part), images.split(part)):
         x = random_resized_crop(x, view.crop, view.p_flip, generator)
         x = on_some(x, view.p_jitter, generator, color_jitter, view.jitter)
