@@ -12,7 +12,8 @@ for seed in 0 1 2; do
       echo "$method.py --pairs $pairs --seed $seed"
     done
   done
-done | xargs -P 2 -L 1 "$python" > results/scenes/output.txt 2>&1
+done | xargs -P 2 -L 1 "$python" > runs-output.txt 2>&1  # not below results yet: a changed file there would mark the runs' commit as dirty
+mv runs-output.txt results/scenes/output.txt
 printf '%s\n' runs/*-scenes-seed[012] | xargs -P 2 -I {} "$python" evaluate.py transfer {} --data scenes-shifted > results/scenes/shifted.txt
 "$python" evaluate.py invariance runs/{simclr,moco,byol,simsiam}-*-scenes-seed[012] --picture results/scenes/invariance.png > results/scenes/invariance.txt
 for run in runs/*-scenes-seed[012]; do
