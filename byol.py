@@ -160,8 +160,8 @@ class LARS(torch.optim.SGD):
     of SimCLR and BYOL (trust 1e-3). Other than there the momentum does not contain the learning rate (as in torch's SGD).
     """
 
-    def __init__(self, params, lr, momentum, weight_decay, trust=1e-3):
-        super().__init__(params, lr, momentum)
+    def __init__(self, params, lr, momentum, weight_decay, fused=False, trust=1e-3):
+        super().__init__(params, lr, momentum, fused=fused)
         self.decay, self.trust = weight_decay, trust
 
     @torch.no_grad()
@@ -214,7 +214,7 @@ def main():
     model = BYOL(backbone, width, args.hidden_dim, args.projection_dim)
     model = model.to(device, memory_format=torch.channels_last)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = {"sgd": torch.optim.SGD, "lars": LARS}[args.optimizer](trained, args.lr, momentum=0.9, weight_decay=args.weight_decay)
+    optimizer = {"sgd": torch.optim.SGD, "lars": LARS}[args.optimizer](trained, args.lr, momentum=0.9, weight_decay=args.weight_decay, fused=device.type == "cuda")
 
     run = evaluate.Run("byol", args, source, view1, view2, backbone, model, optimizer)
     train(model, optimizer, source, view1, view2, run, args)

@@ -206,7 +206,7 @@ def main():
     model = MoCo(backbone, width, args.hidden_dim or width, args.projection_dim, args.queue_size, args.bn_splits)
     model = model.to(device, memory_format=torch.channels_last)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trained, args.lr, momentum=0.9, weight_decay=args.weight_decay)
+    optimizer = torch.optim.SGD(trained, args.lr, momentum=0.9, weight_decay=args.weight_decay, fused=device.type == "cuda")
 
     run = evaluate.Run("moco", args, source, view1, view2, backbone, model, optimizer)
     train(model, optimizer, source, view1, view2, run, args)

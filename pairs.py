@@ -1318,7 +1318,8 @@ def check(file, folder=None):
         count[name] = count.get(name, 0) + 1
     if set(count) - {""}:
         low, high = min(count, key=count.get), max(count, key=count.get)
-        report.append(f"classes: {len(count)}; pairs in a class: {count[low]} ({low}) to {count[high]} ({high})")
+        spread = f"{count[low]} in each" if count[low] == count[high] else f"{count[low]} ({low}) to {count[high]} ({high})"
+        report.append(f"classes: {len(count)}; pairs in a class: {spread}")
     often = [path for path, lines in seen.items() if len(lines) > 1]
     most = max((len(lines) for lines in seen.values()), default=0)
     report.append(f"images: {len(seen)}; {len(often)} in more than one row, at most {most} rows")

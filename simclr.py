@@ -139,8 +139,8 @@ class LARS(torch.optim.SGD):
     of SimCLR and BYOL (trust 1e-3). Other than there the momentum does not contain the learning rate (as in torch's SGD).
     """
 
-    def __init__(self, params, lr, momentum, weight_decay, trust=1e-3):
-        super().__init__(params, lr, momentum)
+    def __init__(self, params, lr, momentum, weight_decay, fused=False, trust=1e-3):
+        super().__init__(params, lr, momentum, fused=fused)
         self.decay, self.trust = weight_decay, trust
 
     @torch.no_grad()
@@ -190,7 +190,7 @@ def main():
     backbone, width = evaluate.build_backbone(args.backbone, source.pool.image_size, verbose=True)
     model = SimCLR(backbone, width, args.hidden_dim or width, args.projection_dim)
     model = model.to(device, memory_format=torch.channels_last)
-    optimizer = {"sgd": torch.optim.SGD, "lars": LARS}[args.optimizer](model.parameters(), args.lr, momentum=0.9, weight_decay=args.weight_decay)
+    optimizer = {"sgd": torch.optim.SGD, "lars": LARS}[args.optimizer](model.parameters(), args.lr, momentum=0.9, weight_decay=args.weight_decay, fused=device.type == "cuda")
 
     run = evaluate.Run("simclr", args, source, view1, view2, backbone, model, optimizer)
     train(model, optimizer, source, view1, view2, run, args)

@@ -180,7 +180,7 @@ def main():
     model = SimSiam(backbone, width, args.embedding_dim, args.bottleneck_dim, args.projector_layers)
     model = model.to(device, memory_format=torch.channels_last)
     groups = [{"params": [*model.backbone.parameters(), *model.projector.parameters()]}, {"params": model.predictor.parameters()}]
-    optimizer = torch.optim.SGD(groups, args.lr, momentum=0.9, weight_decay=args.weight_decay)
+    optimizer = torch.optim.SGD(groups, args.lr, momentum=0.9, weight_decay=args.weight_decay, fused=device.type == "cuda")
 
     run = evaluate.Run("simsiam", args, source, view1, view2, backbone, model, optimizer)
     train(model, optimizer, source, view1, view2, run, args)

@@ -4,10 +4,12 @@
 
   augment   views/s of pairs.augment beside torchvision's transforms, image by image, and lightly's and kornia's, if there
   step      a method's whole training step beside its bare model step on a fixed batch: the share that is not the model
-  methods   pairs/s and memory of each method; on a GPU, FLOP/s as a share of a large bf16 matrix product
+  methods   pairs/s and memory of each method; FLOP/s as a share of a large bf16 matrix product
+  compile   what --compile costs at the first step, and what it saves at the others
   epoch     an epoch of simclr.py beside the same model fed by lightly's transform and a DataLoader, if lightly is there
   probe     the L-BFGS probe beside scikit-learn's, if there
   growth    time per pair at 1, 4, 16 times the images, and at 32, 64, 96 px
+  recipes   ResNet-50 at 224 px with the papers' heads: FLOPs of a pair in units of a supervised image's, memory of a pair
 
 Two things that are compared take turns, so that another load on the machine hits both; the median of the turns counts.
 """
@@ -16,15 +18,16 @@ import argparse
 import importlib
 import json
 import platform
-import resource
 import statistics
 import sys
 import time
 import types
+import warnings
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import torchvision
 import torchvision.transforms.v2 as T
 from PIL import Image
 
@@ -98,10 +101,10 @@ def bench_augment(device, seconds):
     return rows
 
 
-def build(method, backbone_name, size, device):
+def build(method, backbone_name, size, device, options=()):
     """(module, model, optimizer, arguments) of a method as its script builds them, with its recipe for photographs."""
     module = importlib.import_module(method)
-    args = module.parse_args(["--data", ".", "--device", device, "--backbone", backbone_name])
+    args = module.parse_args(["--data", ".", "--device", device, "--backbone", backbone_name, *options])
     torch.manual_seed(0)
     backbone, width = evaluate.build_backbone(backbone_name, size)
     a = args
@@ -111,17 +114,17 @@ def build(method, backbone_name, size, device):
     model = model.to(device, memory_format=torch.channels_last)
     groups = [{"params": [p for n, p in model.named_parameters() if p.requires_grad and n.startswith("predictor") == last]} for last in (False, True)]
     groups = groups if method == "simsiam" else [{"params": [p for p in model.parameters() if p.requires_grad]}]
-    return module, model, torch.optim.SGD(groups, args.lr, momentum=0.9, weight_decay=args.weight_decay), args
+    return module, model, torch.optim.SGD(groups, args.lr, momentum=0.9, weight_decay=args.weight_decay, fused=device.startswith("cuda")), args
 
 
-def trainer(method, backbone_name, images, batch_size, device, fixed=False):
+def trainer(method, backbone_name, images, batch_size, device, fixed=False, options=()):
     """A call that trains one epoch over the images with the method's own loop; `fixed` feeds it one batch again and
     again, already augmented: what is left is the model."""
-    module, model, optimizer, args = build(method, backbone_name, images.shape[-1], device)
+    module, model, optimizer, args = build(method, backbone_name, images.shape[-1], device, options)
     args.batch_size, args.epochs = batch_size, 1
     if method == "moco":
-        args.bn_splits = model.bn_splits = min(model.bn_splits, batch_size // 8)
-    source = pairs.Pairs(pairs.ImageSet("", images, torch.arange(len(images)) % 10, list("abcdefghij")), "semantic", 0)
+        args.bn_splits = model.bn_splits = max(1, min(model.bn_splits, batch_size // 8))
+    source = pairs.Pairs(pairs.ImageSet("", images, torch.zeros(len(images), dtype=torch.long), ["any"]), "semantic", 0)
     view1, view2 = pairs.make_views(args, images.shape[-1])
     batches, one = pairs.batches, next(pairs.batches(source, 0, batch_size, view1, view2, device))
     run = types.SimpleNamespace(epoch=0, step=0, log=lambda *_: None, save=lambda *_: None)
@@ -134,6 +137,30 @@ def trainer(method, backbone_name, images, batch_size, device, fixed=False):
     return call
 
 
+def flops_of(call):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def kept_bytes(method, backbone_name, size, device, options=()):
+    """Bytes that a pair leaves in memory until the backward pass: the difference of steps of 4 and of 2 pairs, by two."""
+    total = []
+    for n in (2, 4):
+        kept, call = {}, trainer(method, backbone_name, photographs(n, size), n, device, True, options)
+
+        def keep(x):
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            call()
+        total.append(sum(kept.values()))
+    return (total[1] - total[0]) / 2
+
+
 def bench_step(device, seconds, batch_size):
     images = photographs(batch_size * 2, 32)
     rows = {}
@@ -144,51 +171,72 @@ def bench_step(device, seconds, batch_size):
 
 
 def bench_methods(device, seconds, batch_size):
-    from torch.utils.flop_counter import FlopCounterMode
-
-    rows, images = {}, photographs(batch_size * 2, 32)
-    rate = None
-    if device.startswith("cuda"):
-        a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
-        rate = 2 * 8192**3 / take_turns({"matrix": lambda: a @ a}, 1)["matrix"]
+    rows, images, side = {}, photographs(batch_size * 2, 32), 8192 if device.startswith("cuda") else 2048
     for method in METHODS:
-        call = trainer(method, "resnet18", images, batch_size, device, fixed=True)
-        with FlopCounterMode(display=False) as counter:
-            call()
-        whole = trainer(method, "resnet18", images, batch_size, device)
-        if rate:
+        call, a = trainer(method, "resnet18", images, batch_size, device), torch.randn(side, side, device=device, dtype=torch.bfloat16)
+        flops = flops_of(call)
+        if device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats()
-        t = take_turns({"whole": whole}, seconds)["whole"]
-        flops = counter.get_total_flops() / t
-        memory = torch.cuda.max_memory_allocated() if rate else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # of the process so far
-        rows[method] = {"pairs_per_s": len(images) / t, "flop_per_s": flops, "share_of_matrix_rate": flops / rate if rate else None, "peak_memory_gb": memory / 1e9}
+        t = take_turns({"whole": call, "matrix": lambda: a @ a}, seconds)
+        rate = 2 * side**3 / t["matrix"]
+        rows[method] = {"pairs_per_s": len(images) / t["whole"], "gflop_per_s": flops / t["whole"] / 1e9, "share_of_matrix_rate": flops / t["whole"] / rate,
+                        "kept_mb_per_pair": kept_bytes(method, "resnet18", 32, device) / 1e6}
+        if device.startswith("cuda"):
+            rows[method]["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+            with warnings.catch_warnings(record=True) as waits:
+                warnings.simplefilter("always")
+                torch.cuda.set_sync_debug_mode("warn")
+                call()
+                torch.cuda.set_sync_debug_mode("default")
+            rows[method]["times_the_host_waits_in_two_steps"] = len(waits)
+    return rows
+
+
+def bench_compile(device, seconds, batch_size):
+    """Both trained by the method's own loop; the first compiled call also compiles."""
+    rows = {}
+    for backbone in ("convnet", "resnet18"):
+        images = photographs(batch_size * 4, 32)
+        calls = {name: trainer("simclr", backbone, images, batch_size, device, options=options) for name, options in (("eager", ()), ("compiled", ("--compile",)))}
+        first = {}
+        for name, call in calls.items():
+            before = time.perf_counter()
+            call()
+            synchronize()
+            first[name] = time.perf_counter() - before
+        t = take_turns(calls, seconds)
+        rows[f"simclr, {backbone}"] = {"start_s": first["compiled"] - first["eager"], "eager_ms": 250 * t["eager"], "compiled_ms": 250 * t["compiled"], "ratio": t["eager"] / t["compiled"]}
     return rows
 
 
 def bench_epoch(device, batch_size, workers):
+    """Pairs/s; lightly's plain PyTorch example of SimCLR, with this model, batch and precision."""
     if not importable("lightly.transforms"):
         return {"lightly": "not importable"}
     from lightly.loss import NTXentLoss
     from lightly.transforms import SimCLRTransform
 
-    images = photographs(batch_size * 4, 32)
-    ours = trainer("simclr", "resnet18", images, batch_size, device)
-    _, model, optimizer, args = build("simclr", "resnet18", 32, device)
-    pictures = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in images]
-    transform, criterion = SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0), NTXentLoss(args.temperature)
-    loader = torch.utils.data.DataLoader([*range(len(pictures))], batch_size, shuffle=True, drop_last=True, num_workers=workers,
-                                         collate_fn=lambda rows: [torch.stack(v) for v in zip(*(transform(pictures[i]) for i in rows))])
+    rows = {}
+    for backbone, batches in (("resnet18", 4), ("convnet", 16)):
+        images = photographs(batch_size * batches, 32)
+        ours = trainer("simclr", backbone, images, batch_size, device)
+        _, model, optimizer, args = build("simclr", backbone, 32, device)
+        pictures = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in images]
+        transform, criterion = SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0), NTXentLoss(args.temperature)
+        loader = torch.utils.data.DataLoader([*range(len(pictures))], batch_size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0,
+                                             collate_fn=lambda rows: [torch.stack(v) for v in zip(*(transform(pictures[i]) for i in rows))])
 
-    def theirs():
-        for x1, x2 in loader:
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=device.startswith("cuda")):
-                z1, z2 = model(x1.to(device)), model(x2.to(device))
-            optimizer.zero_grad()
-            criterion(z1.float(), z2.float()).backward()
-            optimizer.step()
+        def theirs():
+            for x1, x2 in loader:
+                with evaluate.autocast(torch.device(device)):
+                    z1, z2 = model(x1.to(device)), model(x2.to(device))
+                optimizer.zero_grad()
+                criterion(z1.float(), z2.float()).backward()
+                optimizer.step()
 
-    t = take_turns({"ours": ours, "lightly": theirs}, 1)
-    return {name: len(images) / v for name, v in t.items()} | {"ratio": t["lightly"] / t["ours"], "workers": workers}
+        t = take_turns({"ours": ours, "lightly": theirs}, 1)
+        rows[f"simclr, {backbone}"] = {f"{name}_pairs_per_s": len(images) / v for name, v in t.items()} | {"ratio": t["lightly"] / t["ours"], "workers": workers}
+    return rows
 
 
 def bench_probe(seconds):
@@ -208,9 +256,24 @@ def bench_probe(seconds):
 def bench_growth(device, seconds):
     """Microseconds per pair of simclr.py with the small convnet: should not grow with the images, and as size^2 at most."""
     rows = {}
-    for name, n, size in (("1 x 1,024", 1024, 32), ("4 x", 4096, 32), ("16 x", 16384, 32), ("64 px", 1024, 64), ("96 px", 1024, 96)):
-        t = take_turns({"t": trainer("simclr", "convnet", photographs(n, size), 128, device)}, seconds)["t"]
+    for name, n, size in (("1 x 512", 512, 32), ("4 x", 2048, 32), ("16 x", 8192, 32), ("64 px", 512, 64), ("96 px", 512, 96)):
+        t = take_turns({"t": trainer("simclr", "convnet", photographs(n, size), 128, device)}, seconds / 5)["t"]
         rows[name] = {"us_per_pair": 1e6 * t / n, "images": n, "px": size}
+    return rows
+
+
+RECIPES = {"simclr": (), "moco": ("--bn-splits", "1"), "byol": ("--hidden-dim", "4096", "--blur", "1", "0.1"), "simsiam": ("--projector-layers", "3")}
+
+
+def bench_recipes(device):
+    supervised = torchvision.models.resnet50()
+    image = flops_of(lambda: supervised(torch.randn(2, 3, 224, 224)).sum().backward()) / 2
+    rows = {}
+    for method, options in RECIPES.items():
+        call = trainer(method, "resnet50", photographs(2, 224), 2, device, True, options)
+        weights = [p for cell in call.__closure__ if isinstance(cell.cell_contents, torch.nn.Module) for p in cell.cell_contents.parameters()]
+        rows[method] = {"supervised_images_per_pair": flops_of(call) / 2 / image, "kept_mb_per_pair": kept_bytes(method, "resnet50", 224, device, options) / 1e6,
+                        "weights_gradients_momentum_mb": sum(4 * p.numel() * (3 if p.requires_grad else 1) for p in weights) / 1e6}
     return rows
 
 
@@ -218,16 +281,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="a tenth of the time, to try it")
-    parser.add_argument("--only", nargs="+", help="augment, step, methods, epoch, probe, growth [all]")
+    parser.add_argument("--only", nargs="+", help="augment, step, methods, compile, epoch, probe, growth, recipes [all]")
     parser.add_argument("--workers", type=int, default=2, help="of lightly's DataLoader [2]")
     parser.add_argument("--out", default="results/speed/bench.json")
     args = parser.parse_args()
     seconds, batch_size = (1, 16) if args.quick else (10, 64)
     batch_size = 512 if args.device.startswith("cuda") else batch_size
     parts = {"augment": lambda: bench_augment(args.device, seconds), "step": lambda: bench_step(args.device, seconds, batch_size),
-             "methods": lambda: bench_methods(args.device, seconds, batch_size), "epoch": lambda: bench_epoch(args.device, batch_size, args.workers),
-             "probe": lambda: bench_probe(seconds), "growth": lambda: bench_growth(args.device, seconds)}
-    result = {"machine": {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine(), "python": platform.python_version(),
+             "methods": lambda: bench_methods(args.device, seconds, batch_size),
+             "compile": lambda: bench_compile(args.device, seconds, batch_size), "epoch": lambda: bench_epoch(args.device, batch_size, args.workers),
+             "probe": lambda: bench_probe(seconds), "growth": lambda: bench_growth(args.device, seconds), "recipes": lambda: bench_recipes(args.device)}
+    result = {"machine": {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine(),
+                          "precision": "bfloat16" if evaluate.multiplies_in_bf16(torch.device(args.device)) else "float32", "python": platform.python_version(),
                           "gpu": torch.cuda.get_device_name() if args.device.startswith("cuda") else None, "batch_size": batch_size}}
     for name in args.only or parts:
         result[name] = parts[name]()
