@@ -997,7 +997,7 @@ def augment(images, view, generator, at_once=256 * 3 * 32**2):
     Every parameter is drawn for each image by itself; the distribution is that of torchvision's
     RandomResizedCrop, RandomHorizontalFlip, ColorJitter, RandomGrayscale, GaussianBlur, RandomSolarize
     applied image by image, at the speed of a few operations on the whole batch (on a CPU on parts of it, of
-    `at_once` numbers or 16 images, which its cache and allocator take better).
+    `at_once` numbers or 16 images, which its cache and allocator take better; draws are made part by part).
     """
     out = torch.empty_like(images, dtype=torch.float32)
     part = max(16, at_once // images[0].numel()) if images.device.type == "cpu" else len(images)
