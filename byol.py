@@ -39,7 +39,7 @@ import pairs
 
 # defaults: on the embedded scenes, and on photographs (no official CIFAR recipe: lightly's, with the paper's tau)
 RECIPES = {
-    "scenes": dict(backbone="convnet", epochs=30, batch_size=64, lr=0.25, weight_decay=1e-5,
+    "scenes": dict(backbone="convnet", epochs=30, batch_size=64, lr=0.25, weight_decay=5e-4,
                    crop_min=0.5, jitter=[0.2, 0.2, 0.8, 0.5], solarize=[0.0, 0.0], hidden_dim=256, projection_dim=128, ema_decay=0.99, warmup_epochs=0),
     "photographs": dict(backbone="resnet18", epochs=200, batch_size=512, lr=0.12, weight_decay=5e-4,
                         crop_min=0.08, jitter=[0.4, 0.4, 0.2, 0.1], solarize=[0.0, 0.2], hidden_dim=1024, projection_dim=256, ema_decay=0.99, warmup_epochs=10),
