@@ -709,17 +709,18 @@ def transform_images(images, name, view, generator):
     patch, half the side, of another image of the batch, in a random place.
     """
     n, _, size, _ = images.shape
-    x = images.float() / 255
+    x, all_of_them = images / 255, torch.ones(n, dtype=torch.bool)
+    draws = pairs.draw(replace(view, crop=view.crop or (0.2, 1.0)), n, size, generator)
     if name == "crop":
-        x = pairs.random_resized_crop(images, view.crop or (0.2, 1.0), 0, generator)
+        x = pairs.resized_crop(images, draws["box"], ~all_of_them)
     elif name == "flip":
         x = x.flip(3)
     elif name == "jitter":
-        x = pairs.color_jitter(x, view.jitter, generator)
+        x = pairs.color_jitter(x, all_of_them, draws["factors"], draws["order"])
     elif name == "gray":
         x = pairs.grayscale(x)
     elif name == "blur":
-        x = pairs.gaussian_blur(x, view.sigma, generator)
+        x = pairs.gaussian_blur(x, draws["sigma"])
     elif name == "solarize":
         x = pairs.solarize(x)
     elif name == "rotation":
@@ -807,6 +808,8 @@ def collapse_signals(z):
 
 # --------------------------------------------------------------------------------------- run folder
 
+WHERE_IT_RUNS = {"root", "download", "device", "out", "resume", "cache", "compile"}  # options that do not change what is learned
+
 
 class Run:
     """The folder of one pretraining run, written while it trains:
@@ -868,8 +871,8 @@ class Run:
         """Takes everything back from checkpoint.pt, after checking that the run's settings are the same."""
         if not (self.folder / "checkpoint.pt").is_file():
             raise UserError(f"--resume: {self.folder} has no checkpoint.pt to go on from")
-        old, free = read_config(self.folder), ("resume", "device", "out", "download", "root", "cache", "compile")
-        for name in set(vars_of(self.config)) - set(free):
+        old = read_config(self.folder)
+        for name in set(vars_of(self.config)) - WHERE_IT_RUNS:
             if old.get(name) != self.config[name]:
                 raise UserError(f"--resume: {name} was {old.get(name)} in {self.folder} and is {self.config[name]} now; keep it, or use --out")
         state = torch.load(self.folder / "checkpoint.pt", map_location="cpu", weights_only=True)
@@ -1116,8 +1119,7 @@ def draw_curves(folder):
 
 # --------------------------------------------------------------------------------------- comparison
 
-FREE = {"seed", "pairs", "arm", "semantic_share", "false_pairs",  # may differ between matched runs
-        "data", "root", "download", "device", "out", "resume", "skip_bad", "cache", "compile"}
+FREE = WHERE_IT_RUNS | {"seed", "pairs", "arm", "semantic_share", "false_pairs", "data", "skip_bad"}  # may differ between matched runs
 ARM_COLORS = {"untrained": "0.6", "augmented": "tab:orange", "semantic": "tab:blue"}
 
 

@@ -136,9 +136,9 @@ def constant(values, device):
     return torch.tensor(values, device=device)
 
 
-def uniform(low, high, shape, generator, device="cpu"):
-    """Uniform numbers, drawn on the CPU so that every device sees the same ones, then sent over."""
-    return (low + (high - low) * torch.rand(shape, generator=generator)).to(device, non_blocking=True)
+def uniform(low, high, shape, generator):
+    """Uniform numbers between low and high."""
+    return low + (high - low) * torch.rand(shape, generator=generator)
 
 
 @contextmanager
@@ -991,23 +991,47 @@ def make_views(args, image_size):
                          p_solarize=args.solarize[i]).without(off) for i in (0, 1)]
 
 
+def draw(view, n, size, generator):
+    """Everything that is random in n views of size pixels, drawn on the CPU, so that every device sees the same.
+
+    Returns a dict of tensors, one row an image: box (N, 4) of the crop (see random_boxes); factors (N, 4) of brightness,
+    contrast, saturation, and the hue's shift in turns; order (N, 4), in which those four come; sigma of the blur in
+    pixels; and whether it gets each of flip, jitter, gray, blur, solarize.
+    """
+    u = lambda low, high, *shape: uniform(low, high, (n, *shape), generator)
+    hue = view.jitter[3]
+    return {
+        "box": random_boxes(n, size, view.crop, generator),
+        "flip": u(0, 1) < view.p_flip,
+        "jitter": u(0, 1) < view.p_jitter,
+        "factors": torch.stack([*(u(max(0, 1 - s), 1 + s) for s in view.jitter[:3]), u(-hue, hue)], 1),
+        "order": u(0, 1, 4).argsort(1),
+        "gray": u(0, 1) < view.p_gray,
+        "blur": u(0, 1) < view.p_blur,
+        "sigma": u(*view.sigma),
+        "solarize": u(0, 1) < view.p_solarize,
+    }
+
+
 def augment(images, view, generator, at_once=256 * 3 * 32**2):
     """A batch uint8 (N, 3, S, S) under one view: float32 (N, 3, S, S), ImageNet-normalised, same device.
 
     Every parameter is drawn for each image by itself; the distribution is that of torchvision's
     RandomResizedCrop, RandomHorizontalFlip, ColorJitter, RandomGrayscale, GaussianBlur, RandomSolarize
     applied image by image, at the speed of a few operations on the whole batch (on a CPU on parts of it, of
-    `at_once` numbers or 16 images, which its cache and allocator take better; draws are made part by part).
+    `at_once` numbers or 8 images, which its cache takes better).
     """
-    out = torch.empty_like(images, dtype=torch.float32)
-    part = max(16, at_once // images[0].numel()) if images.device.type == "cpu" else len(images)
-    for done, x in zip(out.split(part), images.split(part)):
-        x = random_resized_crop(x, view.crop, view.p_flip, generator)
-        x = on_some(x, view.p_jitter, generator, color_jitter, view.jitter)
-        x = on_some(x, view.p_gray, generator, grayscale)
-        x = on_some(x, view.p_blur, generator, gaussian_blur, view.sigma)
-        x = on_some(x, view.p_solarize, generator, solarize)
-        normalize(x, out=done)
+    n, size = len(images), images.shape[-1]
+    draws, out = draw(view, n, size, generator), torch.empty_like(images, dtype=torch.float32)
+    part = max(8, at_once // (3 * size**2)) if images.device.type == "cpu" else n
+    for rows in (slice(i, i + part) for i in range(0, n, part)):
+        d = {name: drawn[rows] for name, drawn in draws.items()}
+        x = resized_crop(images[rows], d["box"], d["flip"])
+        x = color_jitter(x, d["jitter"], d["factors"], d["order"])
+        x = on_some(x, d["gray"], grayscale)
+        x = on_some(x, d["blur"], gaussian_blur, d["sigma"])
+        x = on_some(x, d["solarize"], solarize)
+        normalize(x, out=out[rows])
     return out
 
 
@@ -1018,21 +1042,19 @@ def normalize(x, out=None):
     return torch.sub(x, mean, out=out).div_(std)
 
 
-def on_some(x, p, generator, transform, *arguments):
-    """Replaces each image of the batch, in place, by transform(images, *arguments, generator) with probability p."""
-    if p == 0:
-        return x
-    chosen = (torch.rand(len(x), generator=generator) < p).nonzero()[:, 0].to(x.device, non_blocking=True)
-    return x.index_copy_(0, chosen, transform(x[chosen], *arguments, generator)) if len(chosen) else x
+def on_some(x, chosen, transform, *draws):
+    """Replaces the chosen (N,) images of the batch, in place, by transform(images, *their rows of the draws)."""
+    rows = chosen.nonzero()[:, 0]
+    there = rows.to(x.device, non_blocking=True)
+    return x.index_copy_(0, there, transform(x[there], *(drawn[rows] for drawn in draws))) if len(rows) else x
 
 
-def random_resized_crop(images, area, p_flip, generator, ratio=(3 / 4, 4 / 3), tries=10):
-    """A random box of each image, resized to the full side, flipped with p_flip (see resized_crop).
+def random_boxes(n, size, area, generator, ratio=(3 / 4, 4 / 3), tries=10):
+    """The boxes of RandomResizedCrop: float (n, 4), whole pixels top, left, height, width, in images of side `size`.
 
-    uint8 (N, 3, S, S) -> float (N, 3, S, S) in [0, 1]. As torchvision: the first of ten draws of area and
-    log-uniform aspect ratio that fits, else the whole image. area None switches the crop off.
+    As torchvision: the first of ten draws of area (a share of the image's) and log-uniform aspect ratio that
+    fits, else the whole image. area None switches the crop off.
     """
-    n, _, size, _ = images.shape
     area = area or (1, 1)
     ratio = ratio if area != (1, 1) else (1, 1)
     target = uniform(*area, (n, tries), generator) * size**2
@@ -1042,18 +1064,18 @@ def random_resized_crop(images, area, p_flip, generator, ratio=(3 / 4, 4 / 3), t
     first = fits.float().argmax(1, keepdim=True)
     width, height = (torch.where(fits.any(1), v.gather(1, first)[:, 0], float(size)) for v in (width, height))
     left, top = ((torch.rand(n, generator=generator) * (size - v + 1)).floor() for v in (width, height))
-    return resized_crop(images, top, left, height, width, torch.rand(n, generator=generator) < p_flip)
+    return torch.stack([top, left, height, width], 1)
 
 
-def resized_crop(images, top, left, height, width, flip):
-    """The box of each image (N,) in pixels, resized to the full side S, bilinear, and mirrored where flip (N,).
+def resized_crop(images, box, flip):
+    """The box (N, 4) of each image (see random_boxes), resized to the full side S, bilinear, and mirrored where flip (N,).
 
     uint8 (N, 3, S, S) -> float (N, 3, S, S) in [0, 1]. A box is never larger than what it becomes, so there is
     nothing for antialiasing to do. Outside the box its border is repeated: neighbours do not leak in.
     """
     n, _, size, _ = images.shape
-    box = torch.stack([top, left, height, width, flip.float()]).to(images.device, non_blocking=True)
-    top, left, height, width, flip = box[..., None]
+    box = torch.cat([box, flip[:, None]], 1).to(images.device, non_blocking=True)
+    top, left, height, width, flip = box.T[..., None]
     middles = (torch.arange(size, device=images.device) + 0.5) / size
 
     def places(start, length):  # of the output's pixels in the image, from -1 to 1 as grid_sample wants them
@@ -1063,72 +1085,86 @@ def resized_crop(images, top, left, height, width, flip):
     y, x = places(top, height), places(left, width)
     x = torch.where(flip > 0, x.flip(1), x)
     grid = torch.stack([x[:, None].expand(n, size, size), y[:, :, None].expand(n, size, size)], 3)
-    return F.grid_sample(images.float().div_(255), grid, align_corners=False)
+    return F.grid_sample(images / 255, grid, align_corners=False)
 
 
-def color_jitter(x, strengths, generator):
-    """Brightness, contrast, saturation and hue in an order drawn for each image (torchvision ColorJitter).
+def color_jitter(x, chosen, factors, order):
+    """Brightness, contrast, saturation and hue of the chosen (N,) images, in place, each in its own order (torchvision's
+    ColorJitter); factors and order (N, 4) as drawn.
 
-    With a factor f, the first three are f x, f x + (1 - f) mean(gray(x)) and f x + (1 - f) gray(x): at each of
-    the four places a 3 x 3 matrix and an offset for each image. Hue, the costly one, is computed where it is due.
+    With a factor f, the first three are f x, f x + (1 - f) mean(gray(x)) and f x + (1 - f) gray(x). The images are
+    sorted by the place of hue, the costly one, among the four, so that it is computed once, for all of them; the k-th
+    of the other three comes before it in the images from after[k] on, and after it in those up to after[k].
     """
-    n = len(x)
-    factor = torch.stack([*(uniform(max(0, 1 - s), 1 + s, n, generator) for s in strengths[:3]), torch.ones(n)], 1)
-    shift = uniform(-strengths[3], strengths[3], n, generator)
-    order = torch.rand(n, 4, generator=generator).argsort(1)  # order[i, place] = operation
-    f, operation, shift = (v.to(x.device, non_blocking=True) for v in (factor.gather(1, order), order, shift))
-    gray = constant(LUMA, x.device)
-    matrix = f[..., None, None] * torch.eye(3, device=x.device) + ((1 - f) * (operation == 2))[..., None, None] * gray  # (N, 4, 3, 3)
-    of_mean = (1 - f) * (operation == 1)
-    for place in range(4):
-        offset = of_mean[:, place] * (x.mean((2, 3)) @ gray)
-        x = torch.baddbmm(offset[:, None, None], matrix[:, place], x.flatten(2)).clamp_(0, 1).view_as(x)
-        rows = (order[:, place] == 3).nonzero()[:, 0].to(x.device, non_blocking=True)
-        if strengths[3] and len(rows):
-            x.index_copy_(0, rows, shift_hue(x[rows], shift[rows, None, None, None]))
-    return x
+    place = (order == 3).int().argmax(1)
+    rows = torch.where(chosen, place, 4).argsort()[: int(chosen.sum())]
+    after = torch.bincount(place[rows], minlength=4).cumsum(0).tolist()
+    order, factors = order[rows], factors[rows]
+    others = order[order != 3].view(-1, 3)  # [i, k]: the k-th operation on image i, but for hue
+    f = factors.gather(1, others)
+    weights = torch.stack([f, (1 - f) * (others == 1), (1 - f) * (others == 2)]).to(x.device, non_blocking=True)
+    there, shift = rows.to(x.device, non_blocking=True), factors[:, 3].to(x.device, non_blocking=True)
+    y = x[there]
+
+    def blend(k, images):  # of a slice of y
+        of_image, of_mean, of_gray = weights[:, images, k, None, None, None]
+        gray = luma(y[images])
+        mean = gray.mean((2, 3), keepdim=True)
+        y[images].mul_(of_image).add_(gray.mul_(of_gray).add_(mean.mul_(of_mean))).clamp_(0, 1)
+
+    for k in range(3):
+        blend(k, slice(after[k], None))
+    if factors[:, 3].any():
+        y = shift_hue(y, shift[:, None, None, None])
+    for k in range(3):
+        blend(k, slice(after[k]))
+    return x.index_copy_(0, there, y)
 
 
 def luma(x):
     """Brightness (N, 1, H, W) of RGB images, ITU-R 601-2 as in torchvision and PIL."""
     r, g, b = x.split(1, 1)
-    return LUMA[0] * r + LUMA[1] * g + LUMA[2] * b
+    return (LUMA[0] * r).add_(g, alpha=LUMA[1]).add_(b, alpha=LUMA[2])
 
 
 def shift_hue(x, shift):
     """Turns the hue of RGB images (N, 3, H, W) in [0, 1] by shift (N, 1, 1, 1), in turns of the circle.
 
-    With the hue in sixths of a turn, C = max - min, and d a channel's distance on the circle from its opposite (cyan 3,
-    magenta 5, blue + 3 = 1), the channel is min + C clamp(d - 1, 0, 1) (Smith 1978), so HSV need not be built.
+    With C = max - min and red at 0, green at 2, blue at -2 sixths of a turn, the hue is 1 + (g + b - r - min) / C sixths
+    from red, towards green where g > b. Where d is its distance from a channel's place, that channel is
+    min + C clamp(||d| - 3| - 1, 0, 1) (Smith 1978, HSV and back without branches).
     """
     r, g, b = x.split(1, 1)
-    high, low = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
-    chroma, red, green = high - low, high == r, high == g
-    hue = torch.where(red, g - b, torch.where(green, b - r, r - g)).div_(chroma.clamp(min=1e-9))
-    hue.add_(torch.where(red, 0.0, torch.where(green, 2.0, 4.0))).add_(6 * shift)
-    hue.sub_(torch.floor(hue / 6).mul_(6))  # between 0 and 6
-    d = (hue - constant((0.0, 2.0, 4.0), x.device)[:, None, None]).abs_().sub_(3).abs_()
-    return d.clamp_(1, 2).mul_(chroma).add_(low.sub_(chroma))
+    low, high = torch.minimum(r, g).minimum(b), torch.maximum(r, g).maximum(b)
+    chroma = high.sub_(low)
+    hue = (g + b).sub_(r).sub_(low).div_(chroma.clamp(min=1e-9)).add_(1).copysign_(g - b).add_(6 * shift)
+    hue.sub_((hue / 6).round_(), alpha=6)  # between -3 and 3
+    d = hue - constant((0.0, 2.0, -2.0), x.device)[:, None, None]
+    return d.abs_().sub_(3).abs_().clamp_(1, 2).mul_(chroma).add_(low.sub_(chroma))
 
 
-def grayscale(x, generator=None):
+def grayscale(x):
     """RGB to three equal channels of luma."""
     return luma(x).expand_as(x)
 
 
-def gaussian_blur(x, sigma, generator):
-    """Gaussian blur with sigma (pixels) drawn for each image, kernel of a tenth of the side, reflected border."""
+def gaussian_blur(x, sigma):
+    """Gaussian blur of images (N, 3, S, S) with a sigma (N,) in pixels for each, reflected border.
+
+    The kernel is SimCLR's, a tenth of the side wide, or four of the largest sigmas to each side, if that is less: the
+    weights beyond sum to less than 1e-4.
+    """
     n, channels, size, _ = x.shape
-    half = max(1, size // 20)
+    half = min(max(1, size // 20), math.ceil(4 * sigma.max()))
     offsets = torch.arange(-half, half + 1, device=x.device)
-    kernel = torch.exp(-0.5 * (offsets / uniform(*sigma, (n, 1), generator, x.device)) ** 2)
+    kernel = torch.exp(-0.5 * (offsets / sigma.to(x.device, non_blocking=True)[:, None]) ** 2)
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)[:, None]  # (3 N, 1, taps)
     flat = F.pad(x, [half] * 4, mode="reflect").reshape(1, n * channels, size + 2 * half, size + 2 * half)
-    flat = F.conv2d(flat, kernel[..., None], groups=n * channels)
-    return F.conv2d(flat, kernel[:, :, None], groups=n * channels).view_as(x)
+    flat = F.conv2d(flat.contiguous(memory_format=torch.channels_last), kernel[..., None], groups=n * channels)
+    return F.conv2d(flat, kernel[:, :, None], groups=n * channels).view(x.shape)
 
 
-def solarize(x, generator=None, threshold=0.5):
+def solarize(x, threshold=0.5):
     """Inverts the pixels at or above the threshold."""
     return torch.where(x >= threshold, 1 - x, x)
 
@@ -1377,7 +1413,8 @@ def main():
         table.writeheader()
         table.writerows({"number": i, **row, "keep": 1} for i, row in enumerate(rows, start=1))
     sheets = write_sheets(out.with_suffix(""), rows, both)
-    print(f"{out}: {len(rows):,} pairs. Look at {sheets[0]} ... {sheets[-1].name}, set keep to 0 where a pair is wrong, then\n"
+    last = f" ... {sheets[-1].name}" if len(sheets) > 1 else ""
+    print(f"{out}: {len(rows):,} pairs. Look at {sheets[0]}{last}, set keep to 0 where a pair is wrong, then\n"
           f"    python pairs.py check {out} --data {args.data}\n    python simclr.py --pairs {out} --data {args.data}")
 
 
