@@ -1019,7 +1019,7 @@ def augment(images, view, generator, at_once=256 * 3 * 32**2):
     Every parameter is drawn for each image by itself; the distribution is that of torchvision's
     RandomResizedCrop, RandomHorizontalFlip, ColorJitter, RandomGrayscale, GaussianBlur, RandomSolarize
     applied image by image, at the speed of a few operations on the whole batch (on a CPU on parts of it, of
-    `at_once` numbers or 8 images, which its cache takes better).
+    `at_once` numbers and no less than 8 images, which its cache takes better).
     """
     n, size = len(images), images.shape[-1]
     draws, out = draw(view, n, size, generator), torch.empty_like(images, dtype=torch.float32)
