@@ -20,4 +20,4 @@ for run in runs/*-scenes-seed[0-4]; do
   mkdir -p "results/scenes/$(basename "$run")"
   cp "$run"/{config.json,result.json,log.jsonl} "results/scenes/$(basename "$run")/"
 done
-"$python" evaluate.py compare results/scenes/{simclr,moco,byol,simsiam}-* --out results/scenes
+"$python" evaluate.py compare results/scenes/{simclr,moco,byol,simsiam}-*-scenes-seed[0-4] --out results/scenes

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Transfer from CIFAR-10 to clothes: SimCLR on 20,000 CIFAR-10 images with either kind of pairs, three seeds, then a
+# Transfer from CIFAR-10 to clothes: SimCLR on 20,000 CIFAR-10 images with either kind of pairs, five seeds, then a
 # linear probe on another data set. Two runs at a time, one thread each, 5 minutes a run. From the repository's root, with
 # the two data sets' folders of class folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 set -e
 cifar=$1 clothes=$2 python=${3:-.venv/bin/python}
 export OMP_NUM_THREADS=1
-for seed in 0 1 2; do
+for seed in 0 1 2 3 4; do
   for pairs in augmented semantic; do
     echo "simclr.py --pairs $pairs --seed $seed --data $cifar --backbone convnet --epochs 20 --limit 20000"
   done
 done | xargs -P 2 -L 1 "$python" > results/transfer/output.txt
-for run in runs/simclr-*-"$(basename "$cifar")"-seed[012]; do
+for run in runs/simclr-*-"$(basename "$cifar")"-seed[0-4]; do
   "$python" evaluate.py transfer "$run" --data "$clothes" >> results/transfer/output.txt
   mkdir -p "results/transfer/$(basename "$run")"
   cp "$run"/{config.json,result.json,log.jsonl} "results/transfer/$(basename "$run")/"
