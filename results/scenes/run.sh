@@ -3,6 +3,8 @@
 # shifted context, invariance, and the comparison. Two runs at a time, one thread each, which uses two cores best: about
 # an hour. From the repository's root:
 #     bash results/scenes/run.sh [python]
+# The results here come from commit 0557b56 (output.txt), but for BYOL's: its heads were widened after that (byol-recipe.txt),
+# and its ten runs are from commit 6e9ef6f (output-byol.txt), the evaluations of all from there too.
 set -e
 python=${1:-.venv/bin/python}
 export OMP_NUM_THREADS=1
