@@ -17,9 +17,11 @@ Two things that are compared take turns, so that another load on the machine hit
 import argparse
 import importlib
 import json
+import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 import types
 import warnings
@@ -193,8 +195,8 @@ def bench_methods(device, seconds, batch_size):
 
 
 def bench_compile(device, seconds, batch_size):
-    """Both trained by the method's own loop; the first compiled call also compiles."""
-    rows = {}
+    """Both trained by the method's own loop; the first compiled call also compiles, with nothing kept from earlier runs."""
+    rows, os.environ["TORCHINDUCTOR_CACHE_DIR"] = {}, tempfile.mkdtemp()
     for backbone in ("convnet", "resnet18"):
         images = photographs(batch_size * 4, 32)
         calls = {name: trainer("simclr", backbone, images, batch_size, device, options=options) for name, options in (("eager", ()), ("compiled", ("--compile",)))}
