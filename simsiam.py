@@ -21,8 +21,8 @@ Deviations from the paper and facebookresearch/simsiam
      as the embedding: with a bottleneck some runs learned nothing but one direction for all images
      (results/scenes/simsiam-recipe.txt).
 
-Measured with the default options on scenes, two CPU cores, three seeds (results/scenes): linear probe on held-out
-categories 0.479 ± 0.077 with semantic pairs, 0.405 ± 0.002 with augmented pairs, 0.231 ± 0.060 untrained, chance 0.05.
+Measured with the default options on scenes, two CPU cores, five seeds (results/scenes): linear probe on held-out
+categories 0.830 ± 0.037 with semantic pairs, 0.736 ± 0.024 with augmented pairs, 0.212 ± 0.055 untrained, chance 0.05.
 """
 
 import argparse

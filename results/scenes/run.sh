@@ -3,8 +3,9 @@
 # shifted context, invariance, and the comparison. Two runs at a time, one thread each, which uses two cores best: about
 # an hour. From the repository's root:
 #     bash results/scenes/run.sh [python]
-# The results here come from commit 0557b56 (output.txt), but for BYOL's: its heads were widened after that (byol-recipe.txt),
-# and its ten runs are from commit 6e9ef6f (output-byol.txt), the evaluations of all from there too.
+# SimCLR's and MoCo's runs here come from commit 0557b56 (output.txt), BYOL's from 6e9ef6f, with wider heads (output-byol.txt,
+# byol-recipe.txt), SimSiam's from e844d5f, with another predictor and lr (output-simsiam.txt, simsiam-recipe.txt); so do the
+# evaluations of all. What output.txt has of BYOL and SimSiam is of their former recipes.
 set -e
 python=${1:-.venv/bin/python}
 export OMP_NUM_THREADS=1

@@ -10,7 +10,8 @@ for seed in 0 1 2 3 4; do
   for pairs in augmented semantic; do
     echo "simclr.py --pairs $pairs --seed $seed --data $cifar --backbone convnet --epochs 20 --limit 20000"
   done
-done | xargs -P 2 -L 1 "$python" > results/transfer/output.txt
+done | xargs -P 2 -L 1 "$python" > runs-output.txt  # not below results yet: a changed file there would mark the runs' commit as dirty
+mv runs-output.txt results/transfer/output.txt
 for run in runs/simclr-*-"$(basename "$cifar")"-seed[0-4]; do
   "$python" evaluate.py transfer "$run" --data "$clothes" >> results/transfer/output.txt
   mkdir -p "results/transfer/$(basename "$run")"
