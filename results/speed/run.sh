@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Speed, on a machine that does nothing else; about half an hour on two cores. From the repository's root:
 #     bash results/speed/run.sh [python]        (lightly, kornia and scikit-learn take part if they can be imported)
-# The bench; then the README's first command three times, in turn with that of commit 6cd63be, before the work on speed.
+# The bench; then the README's first command three times, in turn with that of commit 6cd63be, before the work on speed, which
+# is given today's heads, to do the same work. (first-command.txt also has two older measurements.)
 set -e
 python=${1:-.venv/bin/python}
 python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
@@ -12,7 +13,7 @@ git archive 6cd63be | tar x -C "$scratch/before"
 for turn in 1 2 3; do
   for at in "$scratch/before" .; do
     start=$(date +%s.%N)
-    (cd "$at" && "$python" byol.py --pairs semantic --out "$scratch/run" > "$scratch/output.txt")
+    (cd "$at" && "$python" byol.py --pairs semantic --hidden-dim 1024 --projection-dim 256 --out "$scratch/run" > "$scratch/output.txt")
     echo "$([ "$at" = . ] && echo now || echo 6cd63be) turn $turn: $(echo "$(date +%s.%N) - $start" | bc) s, $(grep "linear probe  scenes-held-out" "$scratch/output.txt")"
     rm -r "$scratch/run"
   done
