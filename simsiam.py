@@ -18,7 +18,7 @@ Deviations from the paper and facebookresearch/simsiam
   3. On scenes: a small convnet, a narrower projector, small batches (few minutes buy more steps), lr 0.4, crops
      of at least 0.8 of the area, no blur; colour jitter weak in brightness and contrast, strong in saturation
      and hue: with the usual one, augmented pairs spent the short run on colour alone. The predictor is as wide
-     as the embedding: with a bottleneck some runs learned nothing but one direction for all images
+     as the embedding: with a bottleneck some runs ended with one direction for most images
      (results/scenes/simsiam-recipe.txt).
 
 Measured with the default options on scenes, two CPU cores, five seeds (results/scenes): linear probe on held-out

@@ -196,7 +196,8 @@ def bench_methods(device, seconds, batch_size):
 
 def bench_compile(device, seconds, batch_size):
     """Both trained by the method's own loop; the first compiled call also compiles, with nothing kept from earlier runs."""
-    rows, os.environ["TORCHINDUCTOR_CACHE_DIR"] = {}, tempfile.mkdtemp()
+    cache, rows = tempfile.TemporaryDirectory(ignore_cleanup_errors=True), {}  # removed at the end of this function
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache.name
     for backbone in ("convnet", "resnet18"):
         images = photographs(batch_size * 4, 32)
         calls = {name: trainer("simclr", backbone, images, batch_size, device, options=options) for name, options in (("eager", ()), ("compiled", ("--compile",)))}
