@@ -838,6 +838,7 @@ class Run:
             kind += "-augmented"
         if kind != "augmented":  # what the study varies is in the name
             kind += f"-share{args.semantic_share:g}" * (args.semantic_share < 1) + f"-false{args.false_pairs:g}" * (args.false_pairs > 0)
+        kind += f"-without-{args.without.replace(',', '-')}" if args.without else ""
         data = Path(args.data).name if args.data else "list"
         self.folder = Path(args.out or f"runs/{method}-{kind}-{data}-seed{args.seed}")
         self.backbone, self.model, self.optimizer = backbone, model, optimizer
@@ -1176,20 +1177,26 @@ def interval(differences, level=0.95):
     return mean, mean - half, mean + half
 
 
-def compare(runs):
-    """Rows of the comparison, a dict each, of run folders: one for each method, pretraining data, control and measure.
+def compare(runs, by=(), only=()):
+    """Rows of the comparison, a dict each, of run folders: one for each method, pretraining data, control and measure,
+    and, for an ablation, each value of the options named in `by`. `only` names the measures wanted (all).
 
     "augmented", "semantic" and "any" hold {seed: value}; "difference" is (mean, low, high) of semantic - augmented
     over the seeds that both arms have, with a 95 % interval (Student's t), or None. Raises UserError when runs of one
-    method and data differ in a setting that should be matched, and when two runs are the same arm and seed.
+    method and data differ in any other setting that should be matched, when two runs are the same arm and seed, and when
+    `by` names no option of a run or `only` no measure.
     """
-    groups = {}
+    groups, by = {}, [name.replace("-", "_") for name in by]
     for run in map(Path, runs):
         config = read_config(run)
         file = run / "result.json"
         if not file.is_file():
             raise UserError(f"{run} has no result.json: evaluate it first, e.g. python evaluate.py linear {run}")
-        groups.setdefault((config["method"] or config["backbone"], data_of(config)), []).append((run, config, json.loads(file.read_text())))
+        for name in by:
+            if name not in vars_of(config):
+                raise UserError(f"--by {name}: no option of {run}; its options are {', '.join(vars_of(config))}")
+        ablated = "".join(f", {name} {'none' if config[name] in ('', None) else config[name]}" for name in by)
+        groups.setdefault((config["method"] or config["backbone"], data_of(config) + ablated), []).append((run, config, json.loads(file.read_text())))
     rows = []
     for (method, data), members in groups.items():
         first_run, first, _ = members[0]
@@ -1203,7 +1210,11 @@ def compare(runs):
                       if arm_of(config) != "semantic" or control_of(config) == control]
             for measure in dict.fromkeys(measure for *_, found in chosen for measure in found):
                 rows.append(compare_one(method, data + control, measure, [m for m in chosen if measure in m[2]]))
-    return rows
+    known = dict.fromkeys(row["measure"] for row in rows)
+    for name in only:
+        if name not in known:
+            raise UserError(f"--measure {name}: not measured in these runs; choose from {', '.join(known)}")
+    return [row for row in rows if not only or row["measure"] in only]
 
 
 def compare_one(method, data, measure, members):
@@ -1260,7 +1271,8 @@ def draw_comparison(rows, path, panels=6):
     plt = pairs.pyplot()
     rows = [row for row in rows if not row["measure"].startswith(("share of", "detect AP "))] or rows
     shown = list(dict.fromkeys(row["measure"] for row in rows))[:panels]
-    figure, axes = plt.subplots(math.ceil(len(shown) / 3), min(3, len(shown)), figsize=(4.2 * min(3, len(shown)), 3.4 * math.ceil(len(shown) / 3)), squeeze=False)
+    width = max(4.2, 0.8 * max(sum(row["measure"] == measure for row in rows) for measure in shown))
+    figure, axes = plt.subplots(math.ceil(len(shown) / 3), min(3, len(shown)), figsize=(width * min(3, len(shown)), 3.4 * math.ceil(len(shown) / 3)), squeeze=False)
     for axis, measure in zip(axes.flat, shown):
         here = [row for row in rows if row["measure"] == measure]
         for x, row in enumerate(here):
@@ -1271,7 +1283,7 @@ def draw_comparison(rows, path, panels=6):
                     axis.plot([x + offset] * len(values), values, "o", ms=4, color=color, alpha=0.7, label=arm if x == 0 else None)
                     axis.hlines(np.mean(values), x + offset - 0.12, x + offset + 0.12, color=color)
         several = len({row["data"] for row in here}) > 1
-        axis.set_xticks(range(len(here)), [row["method"] + (f"\n{row['data']}" if several else "") for row in here], fontsize=8)
+        axis.set_xticks(range(len(here)), [row["method"] + ("\n" + row["data"].replace(", ", "\n").replace(",", ",\n") if several else "") for row in here], fontsize=8)
         if here[0]["chance"]:
             axis.axhline(here[0]["chance"], color="0.6", ls=":", lw=1, label="chance")
         axis.set_title(measure, fontsize=9), axis.set_ylim(bottom=0), axis.set_xlim(-0.5, len(here) - 0.5), axis.grid(axis="y", alpha=0.3)
@@ -1366,6 +1378,8 @@ def parse_args(argv=None):
     add("--data", help=f"images to transform: {sets}; or a folder of class folders [the run's; scenes: scenes-held-out]")
     add("--picture", help="the picture's file [invariance.png in the first run's folder]")
     add = command("compare", "semantic against augmented pairs, over matched runs and equal seeds", "+").add_argument
+    add("--by", nargs="+", default=[], help="options of the pretraining in which runs may differ, each value in rows of its own: an ablation, e.g. --by without backbone")
+    add("--measure", nargs="+", default=[], help='only these measures, e.g. "linear scenes-held-out" [all]')
     add("--out", default="comparison", help="folder for comparison.md, comparison.csv and comparison.png [comparison]")
     return parser.parse_args(argv)
 
@@ -1373,7 +1387,7 @@ def parse_args(argv=None):
 def main():
     args = parse_args()
     if args.command == "compare":
-        print(write_comparison(compare(args.run), args.out))
+        print(write_comparison(compare(args.run, args.by, args.measure), args.out))
         print(f"\n{args.out} holds comparison.md, comparison.csv and comparison.png")
         return
     device = pick_device(args.device)

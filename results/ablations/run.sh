@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Ablations on the embedded scenes, seeds 0 to 2, default options but for what is named: curation (how many pairs are
+# semantic, how many are false), augmentation, architecture. Two runs at a time, one thread each: two hours. The runs
+# that they stand beside, nothing changed, are those of results/scenes. From the repository's root:
+#     bash results/ablations/run.sh [python]
+set -e
+python=${1:-.venv/bin/python}
+export OMP_NUM_THREADS=1
+list_runs() {
+  for seed in 0 1 2; do
+    for control in "--semantic-share 0.1" "--semantic-share 0.25" "--semantic-share 0.5" "--false-pairs 0.1" "--false-pairs 0.2" "--false-pairs 0.4"; do
+      echo "simclr.py --pairs semantic --seed $seed $control"
+    done
+  done
+  for seed in 0 1 2; do
+    for arm in augmented semantic; do
+      for method in simclr moco byol simsiam; do
+        for without in crop jitter,gray crop,flip,jitter,gray; do
+          echo "$method.py --pairs $arm --seed $seed --without $without"
+        done
+      done
+      for backbone in shufflenet_v2_x0_5 regnet_x_400mf; do
+        echo "simclr.py --pairs $arm --seed $seed --backbone $backbone --out runs/simclr-$arm-$backbone-scenes-seed$seed"
+      done
+    done
+  done
+}
+list_runs | xargs -P 2 -L 1 "$python" > runs-output.txt 2>&1  # not below results yet: a changed file there would mark the runs' commit as dirty
+mv runs-output.txt results/ablations/output.txt
+for run in runs/*-{share,false,without}*-scenes-seed[0-2] runs/simclr-*-{shufflenet_v2_x0_5,regnet_x_400mf}-scenes-seed[0-2]; do
+  mkdir -p "results/ablations/$(basename "$run")"
+  cp "$run"/{config.json,result.json,log.jsonl} "results/ablations/$(basename "$run")/"
+done
+compare() {
+  out=$1 by=$2
+  shift 2
+  "$python" evaluate.py compare "$@" ${by:+--by "$by"} --measure "linear scenes-held-out" --out "results/ablations/$out"
+}
+base=results/scenes here=results/ablations
+compare curation "" $base/simclr-{augmented,semantic}-scenes-seed[0-2] $here/simclr-semantic-{share,false}*-scenes-seed[0-2]
+compare augmentation without $base/{simclr,moco,byol,simsiam}-{augmented,semantic}-scenes-seed[0-2] $here/*-without-*-scenes-seed[0-2]
+compare architecture backbone $base/simclr-{augmented,semantic}-scenes-seed[0-2] $here/simclr-*-{shufflenet_v2_x0_5,regnet_x_400mf}-scenes-seed[0-2]
