@@ -1271,7 +1271,7 @@ def draw_comparison(rows, path, panels=6):
     plt = pairs.pyplot()
     rows = [row for row in rows if not row["measure"].startswith(("share of", "detect AP "))] or rows
     shown = list(dict.fromkeys(row["measure"] for row in rows))[:panels]
-    width = max(4.2, 0.8 * max(sum(row["measure"] == measure for row in rows) for measure in shown))
+    width = max(4.2, 0.95 * max(sum(row["measure"] == measure for row in rows) for measure in shown))
     figure, axes = plt.subplots(math.ceil(len(shown) / 3), min(3, len(shown)), figsize=(width * min(3, len(shown)), 3.4 * math.ceil(len(shown) / 3)), squeeze=False)
     for axis, measure in zip(axes.flat, shown):
         here = [row for row in rows if row["measure"] == measure]

@@ -13,20 +13,22 @@ list_runs() {
     done
   done
   for seed in 0 1 2; do
-    for arm in augmented semantic; do
-      for method in simclr moco byol simsiam; do
-        for without in crop jitter,gray crop,flip,jitter,gray; do
+    for method in simclr moco byol simsiam; do
+      for without in crop jitter,gray crop,flip,jitter,gray; do
+        for arm in augmented semantic; do
           echo "$method.py --pairs $arm --seed $seed --without $without"
         done
       done
-      for backbone in shufflenet_v2_x0_5 regnet_x_400mf; do
+    done
+    for backbone in shufflenet_v2_x0_5 regnet_x_400mf; do
+      for arm in augmented semantic; do
         echo "simclr.py --pairs $arm --seed $seed --backbone $backbone --out runs/simclr-$arm-$backbone-scenes-seed$seed"
       done
     done
   done
 }
-list_runs | xargs -P 2 -L 1 "$python" > runs-output.txt 2>&1  # not below results yet: a changed file there would mark the runs' commit as dirty
-mv runs-output.txt results/ablations/output.txt
+mkdir -p runs
+list_runs | xargs -P 2 -L 1 "$python" > runs/ablations-output.txt 2>&1
 for run in runs/*-{share,false,without}*-scenes-seed[0-2] runs/simclr-*-{shufflenet_v2_x0_5,regnet_x_400mf}-scenes-seed[0-2]; do
   mkdir -p "results/ablations/$(basename "$run")"
   cp "$run"/{config.json,result.json,log.jsonl} "results/ablations/$(basename "$run")/"
@@ -38,5 +40,6 @@ compare() {
 }
 base=results/scenes here=results/ablations
 compare curation "" $base/simclr-{augmented,semantic}-scenes-seed[0-2] $here/simclr-semantic-{share,false}*-scenes-seed[0-2]
-compare augmentation without $base/{simclr,moco,byol,simsiam}-{augmented,semantic}-scenes-seed[0-2] $here/*-without-*-scenes-seed[0-2]
+methods=$(for method in simclr moco byol simsiam; do echo $base/$method-*-scenes-seed[0-2] $here/$method-*-without-*-scenes-seed[0-2]; done)
+compare augmentation without $methods
 compare architecture backbone $base/simclr-{augmented,semantic}-scenes-seed[0-2] $here/simclr-*-{shufflenet_v2_x0_5,regnet_x_400mf}-scenes-seed[0-2]
