@@ -1271,7 +1271,10 @@ def draw_comparison(rows, path, panels=6):
     plt = pairs.pyplot()
     rows = [row for row in rows if not row["measure"].startswith(("share of", "detect AP "))] or rows
     shown = list(dict.fromkeys(row["measure"] for row in rows))[:panels]
-    width = max(4.2, 0.95 * max(sum(row["measure"] == measure for row in rows) for measure in shown))
+    several = len({row["data"] for row in rows}) > 1
+    label = {row["data"]: ("\n" + row["data"].replace(", ", "\n").replace(",", ",\n")) * several for row in rows}
+    inches = max(0.95, 0.07 * max(len(line) for text in label.values() for line in text.splitlines() or [""]))  # a column's
+    width = max(4.2, inches * max(sum(row["measure"] == measure for row in rows) for measure in shown))
     figure, axes = plt.subplots(math.ceil(len(shown) / 3), min(3, len(shown)), figsize=(width * min(3, len(shown)), 3.4 * math.ceil(len(shown) / 3)), squeeze=False)
     for axis, measure in zip(axes.flat, shown):
         here = [row for row in rows if row["measure"] == measure]
@@ -1282,8 +1285,7 @@ def draw_comparison(rows, path, panels=6):
                     color = ARM_COLORS.get(arm, "black")
                     axis.plot([x + offset] * len(values), values, "o", ms=4, color=color, alpha=0.7, label=arm if x == 0 else None)
                     axis.hlines(np.mean(values), x + offset - 0.12, x + offset + 0.12, color=color)
-        several = len({row["data"] for row in here}) > 1
-        axis.set_xticks(range(len(here)), [row["method"] + ("\n" + row["data"].replace(", ", "\n").replace(",", ",\n") if several else "") for row in here], fontsize=8)
+        axis.set_xticks(range(len(here)), [row["method"] + label[row["data"]] for row in here], fontsize=8)
         if here[0]["chance"]:
             axis.axhline(here[0]["chance"], color="0.6", ls=":", lw=1, label="chance")
         axis.set_title(measure, fontsize=9), axis.set_ylim(bottom=0), axis.set_xlim(-0.5, len(here) - 0.5), axis.grid(axis="y", alpha=0.3)
