@@ -857,7 +857,7 @@ class Run:
         self.rates = functools.lru_cache(1)(source.rates)  # the same for all of an epoch's lines
         told = {name: f"{value:.3f}" for name, value in self.rates(0).items() if value is not None}
         print("pairs of the first epoch: " + ", ".join(f"{name} {value}" for name, value in told.items()), flush=True)
-        self.losses, self.warned, self.printed, self.printed_step = 0.0, False, time.time(), self.step
+        self.losses, self.std, self.warned, self.printed, self.printed_step = 0.0, 1.0, False, time.time(), self.step
 
     def _create(self, source, view1, view2):
         """Makes the folder, with the untrained backbone and a picture of the pairs."""
@@ -916,7 +916,7 @@ class Run:
             self.warned = True
             print(f"warning: the embeddings are collapsing: they hardly differ between images (std {std:.3f}, healthy is "
                   f"near 1; effective rank {rank:.1f}). What such a run learns is worth little.", flush=True)
-        self.losses, self.printed, self.printed_step = 0.0, now, self.step
+        self.losses, self.std, self.printed, self.printed_step = 0.0, std, now, self.step
 
     def save(self, epoch):
         """Writes checkpoint.pt and backbone.pt, whole or not at all; keeps the last good ones if weights are not finite."""
@@ -940,6 +940,9 @@ class Run:
         if not self.first:
             return
         draw_curves(self.folder)
+        if self.std < 0.5 and not self.warned:
+            print(f"warning: the embeddings are still alike at the end (std {self.std:.2f}, healthy is near 1): more --epochs, another "
+                  f"--lr{' or a higher --temperature' if 'temperature' in self.config else ''} may help.", flush=True)
         if data is None:
             print(f"No labelled --data was given, so no table. Later: python evaluate.py linear {self.folder} --data DIR")
             return

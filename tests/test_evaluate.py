@@ -320,6 +320,17 @@ def test_a_collapsing_run_warns_once_in_plain_words(tmp_path, capsys):
     assert list(lines[0]) == ["epoch", "step", "loss", "lr", "images_per_second", "embedding_std", "effective_rank", "semantic_rate", "false_rate", "same_class_rate"]
 
 
+@pytest.mark.parametrize("spread, warnings", [(0.02, 1), (1.0, 0)])
+def test_a_run_that_ends_with_like_embeddings_says_so(tmp_path, capsys, spread, warnings):
+    run = make_run(tmp_path)
+    torch.manual_seed(0)
+    for _ in range(4):
+        run.log(run.step // 2, torch.tensor(1.0), 0.1, 0.1 + spread * torch.randn(64, 8))
+    run.finish(None)
+    out = capsys.readouterr().out
+    assert out.count("warning: the embeddings are still alike at the end") == warnings and "collapsing" not in out
+
+
 def test_mistakes_are_named(tmp_path):
     with pytest.raises(UserError, match="not a run folder"):
         evaluate.read_config(tmp_path)
