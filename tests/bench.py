@@ -4,7 +4,8 @@
 
   augment   views/s of pairs.augment beside torchvision's transforms, image by image, and lightly's and kornia's, if there
   step      a method's whole training step beside its bare model step on a fixed batch: the share that is not the model
-  methods   pairs/s and memory of each method; FLOP/s as a share of a large bf16 matrix product
+  methods   pairs/s and memory of each method; FLOP/s as a share of a large matrix product's of the same precision
+  precision training steps in float32 beside bf16
   compile   what --compile costs at the first step, and what it saves at the others
   epoch     an epoch of simclr.py beside the same model fed by lightly's transform and a DataLoader, if lightly is there
   probe     the L-BFGS probe beside scikit-learn's, if there
@@ -190,8 +191,9 @@ def bench_step(device, seconds, batch_size):
 
 def bench_methods(device, seconds, batch_size):
     rows, images, side = {}, photographs(batch_size * 2, 32), 8192 if device.startswith("cuda") else 2048
+    kind = torch.bfloat16 if evaluate.multiplies_in_bf16(torch.device(device)) else torch.float32
     for method in METHODS:
-        call, a = trainer(method, "resnet18", images, batch_size, device), torch.randn(side, side, device=device, dtype=torch.bfloat16)
+        call, a = trainer(method, "resnet18", images, batch_size, device), torch.randn(side, side, device=device, dtype=kind)
         flops = flops_of(call)
         if device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats()
@@ -202,6 +204,22 @@ def bench_methods(device, seconds, batch_size):
         if device.startswith("cuda"):
             rows[method]["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
             rows[method]["host_waits_per_step"] = host_waits_per_step(method, "resnet18", batch_size, device)
+    return rows
+
+
+def bench_precision(device, seconds, batch_size):
+    """Both trained by simclr.py's own loop; `chosen` is what evaluate.multiplies_in_bf16 chooses here."""
+    choice, rows = evaluate.multiplies_in_bf16, {}
+    for backbone in ("convnet", "resnet18"):
+        call = trainer("simclr", backbone, photographs(batch_size * 2, 32), batch_size, device)
+
+        def with_bf16(yes):
+            evaluate.multiplies_in_bf16 = lambda device: yes
+            call()
+
+        t = take_turns({"float32": lambda: with_bf16(False), "bfloat16": lambda: with_bf16(True)}, seconds)
+        evaluate.multiplies_in_bf16 = choice
+        rows[f"simclr, {backbone}"] = {f"{name}_ms": 500 * v for name, v in t.items()} | {"ratio": t["float32"] / t["bfloat16"], "chosen": "bfloat16" if choice(torch.device(device)) else "float32"}
     return rows
 
 
@@ -295,7 +313,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="a tenth of the time, to try it")
-    parser.add_argument("--only", nargs="+", help="augment, step, methods, compile, epoch, probe, growth, recipes [all]")
+    parser.add_argument("--only", nargs="+", help="augment, step, methods, precision, compile, epoch, probe, growth, recipes [all]")
     parser.add_argument("--workers", type=int, default=2, help="of lightly's DataLoader [2]")
     parser.add_argument("--out", default="results/speed/bench.json")
     args = parser.parse_args()
@@ -304,9 +322,9 @@ def main():
     torch.empty(31 * 2**18)  # 31 MB, freed: glibc then keeps what is freed, for all that is measured, as it does in a training run
     parts = {"augment": lambda: bench_augment(args.device, seconds), "step": lambda: bench_step(args.device, seconds, batch_size),
              "methods": lambda: bench_methods(args.device, seconds, batch_size),
-             "compile": lambda: bench_compile(args.device, seconds, batch_size), "epoch": lambda: bench_epoch(args.device, batch_size, args.workers),
+             "precision": lambda: bench_precision(args.device, seconds, batch_size), "compile": lambda: bench_compile(args.device, seconds, batch_size), "epoch": lambda: bench_epoch(args.device, batch_size, args.workers),
              "probe": lambda: bench_probe(seconds), "growth": lambda: bench_growth(args.device, seconds), "recipes": lambda: bench_recipes(args.device)}
-    result = {"machine": {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine(),
+    result = {"machine": {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine(), "cpu": getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name"),
                           "precision": "bfloat16" if evaluate.multiplies_in_bf16(torch.device(args.device)) else "float32", "python": platform.python_version(),
                           "gpu": torch.cuda.get_device_name() if args.device.startswith("cuda") else None, "batch_size": batch_size}}
     for name in args.only or parts:
