@@ -1,6 +1,6 @@
 """Speed, as ratios measured in one run. A script, not a test:
 
-    python tests/bench.py [--device cuda] [--quick] [--out results/speed/bench.json]
+    python tests/bench.py [--device cuda] [--seconds 10] [--out results/speed/bench.json]
 
   augment   views/s of pairs.augment beside torchvision's transforms, image by image, and lightly's and kornia's, if there
   step      a method's whole training step beside its bare model step on a fixed batch: the share that is not the model
@@ -312,12 +312,13 @@ def bench_recipes(device):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the time, to try it")
+    parser.add_argument("--seconds", type=float, default=10, help="of each measurement, three rounds at least [10]")
+    parser.add_argument("--quick", action="store_true", help="a second each, in batches of 16, to try it")
     parser.add_argument("--only", nargs="+", help="augment, step, methods, precision, compile, epoch, probe, growth, recipes [all]")
     parser.add_argument("--workers", type=int, default=2, help="of lightly's DataLoader [2]")
     parser.add_argument("--out", default="results/speed/bench.json")
     args = parser.parse_args()
-    seconds, batch_size = (1, 16) if args.quick else (10, 64)
+    seconds, batch_size = (1, 16) if args.quick else (args.seconds, 64)
     batch_size = 512 if args.device.startswith("cuda") else batch_size
     torch.empty(31 * 2**18)  # 31 MB, freed: glibc then keeps what is freed, for all that is measured, as it does in a training run
     parts = {"augment": lambda: bench_augment(args.device, seconds), "step": lambda: bench_step(args.device, seconds, batch_size),
