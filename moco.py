@@ -96,9 +96,31 @@ def parse_args(argv=None):
 # -------------------------------------------------------------------------------------------- MODEL
 
 
+class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm that in training takes its statistics over `parts` parts of a batch, as if each were on a GPU of its own.
+
+    (N, C) or (N, C, H, W) to the same. The convolutions in between take the batch whole, which is faster.
+    """
+
+    @classmethod
+    def convert(cls, network, parts):
+        """Makes each BatchNorm of a network such a one, in place; parameters and their names stay."""
+        for layer in network.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.__class__, layer.parts = cls, parts
+
+    def _check_input_dim(self, x):  # torch asks each kind of BatchNorm; here any will do
+        pass
+
+    def forward(self, x):
+        batchnorm = super().forward
+        return torch.cat([batchnorm(part) for part in x.chunk(self.parts)]) if self.training else batchnorm(x)
+
+
 class MoCo(nn.Module):
     def __init__(self, backbone, width, hidden_dim, projection_dim, queue_size, bn_splits):
         super().__init__()
+        SplitBatchNorm.convert(backbone, bn_splits)
         self.backbone = backbone
         self.projector = nn.Sequential(
             nn.Linear(width, hidden_dim),
@@ -106,22 +128,20 @@ class MoCo(nn.Module):
             nn.Linear(hidden_dim, projection_dim),  # no BatchNorm in MoCo's head
         )
         self.key_encoder = copy.deepcopy(nn.Sequential(self.backbone, self.projector)).requires_grad_(False)
-        self.bn_splits = bn_splits
         # buffers, so that a checkpoint holds them
         self.register_buffer("queue", F.normalize(torch.randn(queue_size, projection_dim), dim=1))
         self.register_buffer("pointer", torch.zeros(1, dtype=torch.long))
 
     def forward(self, x):
-        parts = x.chunk(self.bn_splits)  # each part with BatchNorm statistics of its own
-        return torch.cat([self.projector(self.backbone(part)) for part in parts])  # (N, d)
+        h = self.backbone(x)  # (N, width)
+        return self.projector(h)  # (N, d)
 
     @torch.no_grad()
     def keys(self, x):
         """Keys (N, d) of x (N, 3, S, S), their BatchNorm parts unrelated to the queries' parts, among all processes."""
         (rank, world), x = pairs.rank_and_world(), evaluate.gather(x)
         shuffle = evaluate.same_on_all(torch.randperm(len(x), device=x.device))
-        parts = x[shuffle.chunk(world)[rank]].chunk(self.bn_splits)
-        k = evaluate.gather(torch.cat([self.key_encoder(part) for part in parts]))
+        k = evaluate.gather(self.key_encoder(x[shuffle.chunk(world)[rank]]))
         return k[shuffle.argsort()].chunk(world)[rank]
 
     @torch.no_grad()

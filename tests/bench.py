@@ -126,7 +126,7 @@ def trainer(method, backbone_name, images, batch_size, device, fixed=False, opti
     module, model, optimizer, args = build(method, backbone_name, images.shape[-1], device, options)
     args.batch_size, args.epochs = batch_size, 1
     if method == "moco":
-        args.bn_splits = model.bn_splits = max(1, min(model.bn_splits, batch_size // 8))
+        module.SplitBatchNorm.convert(model, max(1, min(args.bn_splits, batch_size // 8)))
     source = pairs.Pairs(pairs.ImageSet("", images, torch.zeros(len(images), dtype=torch.long), ["any"]), "semantic", 0)
     view1, view2 = pairs.make_views(args, images.shape[-1])
     batches, one = pairs.batches, next(pairs.batches(source, 0, batch_size, view1, view2, device))

@@ -76,7 +76,7 @@ def test_shuffling_separates_the_statistics_of_a_query_from_those_of_its_key():
     """Equal images and equal weights: without shuffling a key is its query; with it, statistics differ."""
     model, x = make(splits=2), torch.randn(16, 3, 8, 8) * torch.linspace(0.1, 3, 16)[:, None, None, None]
     q = model(x)
-    assert torch.allclose(torch.cat([model.key_encoder(part) for part in x.chunk(2)]), q, atol=1e-6)
+    assert torch.allclose(model.key_encoder(x), q, atol=1e-6)
     torch.manual_seed(1)
     k = model.keys(x)
     assert (k - q).abs().max() > 1e-2
@@ -85,11 +85,27 @@ def test_shuffling_separates_the_statistics_of_a_query_from_those_of_its_key():
     assert torch.allclose(model.keys(x), model.key_encoder(x), atol=1e-6)
 
 
+def test_split_batchnorm_is_a_pass_for_each_part():
+    """Values, gradients and running statistics equal those of an ordinary network that sees one part after the other."""
+    ordinary, x = encoder(), torch.randn(12, 3, 8, 8)
+    split = copy.deepcopy(ordinary)
+    moco.SplitBatchNorm.convert(split, 3)
+    h = split(x)
+    assert torch.allclose(h, torch.cat([ordinary(part) for part in x.split(4)]), atol=1e-6)
+    for network in (ordinary, split):
+        sum(network(part).square().sum() for part in ([x] if network is split else x.split(4))).backward()
+    assert all(torch.allclose(a.grad, b.grad, rtol=1e-4) for a, b in zip(ordinary.parameters(), split.parameters(), strict=True))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ordinary.buffers(), split.buffers(), strict=True))
+    assert list(ordinary.state_dict()) == list(split.state_dict())
+    split.eval(), ordinary.eval()
+    assert torch.allclose(split(x[:5]), ordinary(x[:5]), atol=1e-6)  # any number of images, running statistics
+
+
 def test_each_part_has_statistics_of_its_own():
     model = make(splits=2)
     x = torch.randn(8, 3, 8, 8)
     one_part, changed = copy.deepcopy(model), torch.cat([x[:4], 100 + x[4:]])
-    one_part.bn_splits = 1
+    moco.SplitBatchNorm.convert(one_part, 1)
     expected = one_part(x[:4])
     assert torch.allclose(model(changed)[:4], expected, atol=1e-5)  # the other part does not matter
     assert not torch.allclose(one_part(changed)[:4], expected, atol=1e-2)  # without parts it does
