@@ -206,6 +206,7 @@ def join(device_name, batch_size):
     Only process 0 prints. Raises UserError when the device is not there or batch_size is no multiple of the processes.
     """
     device, world = pick_device(device_name), int(os.environ.get("WORLD_SIZE", 1))
+    torch.backends.cudnn.benchmark = True  # on GPUs: batches have one size, so timing the ways to convolve them once pays
     if batch_size % world:
         raise UserError(f"--batch-size {batch_size} must be a multiple of the {world} processes: it is the batch of all of them")
     if world > 1:
@@ -810,6 +811,7 @@ def collapse_signals(z):
 
 # --------------------------------------------------------------------------------------- run folder
 
+SECONDS_BETWEEN_SAVES = 20  # an epoch may take a GPU two seconds, and a disk some tenths to write down
 WHERE_IT_RUNS = {"root", "download", "device", "out", "resume", "cache", "compile"}  # options that do not change what is learned
 
 
@@ -820,7 +822,8 @@ class Run:
     log.jsonl       a JSON object a line: epoch, step, loss (mean since the line before), lr,
                     images_per_second (views of both kinds), embedding_std, effective_rank, and what the epoch's
                     pairs are (pairs.Pairs.rates): semantic_rate, false_rate, same_class_rate
-    checkpoint.pt   model with target networks and queues, optimiser, random state, epoch, step: `--resume`
+    checkpoint.pt   model with target networks and queues, optimiser, random state, epoch, step, for `--resume`: at the end
+                    of an epoch, when the last is 20 seconds old, and of the run
     backbone.pt     a bare state_dict, torchvision's names where the architecture is torchvision's
     pairs.png, curves.png, result.json
 
@@ -846,7 +849,7 @@ class Run:
         self.backbone, self.model, self.optimizer = backbone, model, optimizer
         self.epochs, self.total = args.epochs, args.epochs * (len(source) // args.batch_size)
         self.batch_size, self.device = args.batch_size, torch.device(args.device)
-        self.epoch = self.step = 0
+        self.epoch = self.step = self.saved = 0
         if len(source) < args.batch_size:
             raise UserError(f"--batch-size {args.batch_size} is more than the {len(source)} pairs of an epoch; make it smaller")
         self.first = pairs.rank_and_world()[0] == 0  # only process 0 writes
@@ -921,11 +924,14 @@ class Run:
         self.losses, self.std, self.printed, self.printed_step = 0.0, std, now, self.step
 
     def save(self, epoch):
-        """Writes checkpoint.pt and backbone.pt, whole or not at all; keeps the last good ones if weights are not finite."""
+        """Writes checkpoint.pt and backbone.pt, whole or not at all, unless the last ones are younger than SECONDS_BETWEEN_SAVES
+        and there are more epochs to come. Raises UserError, and keeps the last good ones, if weights are not finite."""
         if not all(p.isfinite().all() for p in self.model.parameters()):
             raise UserError(f"a weight is not finite after epoch {epoch}: try a lower --lr; "
                             f"{self.folder / 'checkpoint.pt'} holds the end of epoch {self.epoch}")
-        self.epoch = epoch
+        if 0 < epoch < self.epochs and time.time() - self.saved < SECONDS_BETWEEN_SAVES:
+            return
+        self.epoch, self.saved = epoch, time.time()
         if not self.first:
             return
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "epoch": epoch, "step": self.step,

@@ -136,6 +136,11 @@ def constant(values, device):
     return torch.tensor(values, device=device)
 
 
+def send(x, device):
+    """A tensor of the CPU on the device; to a GPU from pinned memory, the only kind from which the host need not wait for the copy."""
+    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+
+
 def uniform(low, high, shape, generator):
     """Uniform numbers between low and high."""
     return low + (high - low) * torch.rand(shape, generator=generator)
@@ -1045,8 +1050,8 @@ def normalize(x, out=None):
 def on_some(x, chosen, transform, *draws):
     """Replaces the chosen (N,) images of the batch, in place, by transform(images, *their rows of the draws)."""
     rows = chosen.nonzero()[:, 0]
-    there = rows.to(x.device, non_blocking=True)
-    return x.index_copy_(0, there, transform(x[there], *(drawn[rows] for drawn in draws))) if len(rows) else x
+    there = send(rows, x.device)
+    return x.index_copy_(0, there, transform(x.index_select(0, there), *(drawn[rows] for drawn in draws))) if len(rows) else x
 
 
 def random_boxes(n, size, area, generator, ratio=(3 / 4, 4 / 3), tries=10):
@@ -1074,7 +1079,7 @@ def resized_crop(images, box, flip):
     nothing for antialiasing to do. Outside the box its border is repeated: neighbours do not leak in.
     """
     n, _, size, _ = images.shape
-    box = torch.cat([box, flip[:, None]], 1).to(images.device, non_blocking=True)
+    box = send(torch.cat([box, flip[:, None]], 1), images.device)
     top, left, height, width, flip = box.T[..., None]
     middles = (torch.arange(size, device=images.device) + 0.5) / size
 
@@ -1102,9 +1107,9 @@ def color_jitter(x, chosen, factors, order):
     order, factors = order[rows], factors[rows]
     others = order[order != 3].view(-1, 3)  # [i, k]: the k-th operation on image i, but for hue
     f = factors.gather(1, others)
-    weights = torch.stack([f, (1 - f) * (others == 1), (1 - f) * (others == 2)]).to(x.device, non_blocking=True)
-    there, shift = rows.to(x.device, non_blocking=True), factors[:, 3].to(x.device, non_blocking=True)
-    y = x[there]
+    weights = torch.stack([f, (1 - f) * (others == 1), (1 - f) * (others == 2)])
+    weights, there, shift = (send(v, x.device) for v in (weights, rows, factors[:, 3]))
+    y = x.index_select(0, there)
 
     def blend(k, images):  # of a slice of y
         of_image, of_mean, of_gray = weights[:, images, k, None, None, None]
@@ -1136,8 +1141,8 @@ def shift_hue(x, shift):
     """
     r, g, b = x.split(1, 1)
     low, high = torch.minimum(r, g).minimum(b), torch.maximum(r, g).maximum(b)
-    chroma = high.sub_(low)
-    hue = (g + b).sub_(r).sub_(low).div_(chroma.clamp(min=1e-9)).add_(1).copysign_(g - b).add_(6 * shift)
+    chroma = high.sub_(low).clamp_(min=1e-9)  # so that the hue of gray is a number, whichever
+    hue = (g + b).sub_(r).sub_(low).div_(chroma).add_(1).copysign_(g - b).add_(6 * shift)
     hue.sub_((hue / 6).round_(), alpha=6)  # between -3 and 3
     d = hue - constant((0.0, 2.0, -2.0), x.device)[:, None, None]
     return d.abs_().sub_(3).abs_().clamp_(1, 2).mul_(chroma).add_(low.sub_(chroma))
@@ -1157,7 +1162,7 @@ def gaussian_blur(x, sigma):
     n, channels, size, _ = x.shape
     half = min(max(1, size // 20), math.ceil(4 * sigma.max()))
     offsets = torch.arange(-half, half + 1, device=x.device)
-    kernel = torch.exp(-0.5 * (offsets / sigma.to(x.device, non_blocking=True)[:, None]) ** 2)
+    kernel = torch.exp(-0.5 * (offsets / send(sigma, x.device)[:, None]) ** 2)
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)[:, None]  # (3 N, 1, taps)
     flat = F.pad(x, [half] * 4, mode="reflect").reshape(1, n * channels, size + 2 * half, size + 2 * half)
     flat = F.conv2d(flat.contiguous(memory_format=torch.channels_last), kernel[..., None], groups=n * channels)

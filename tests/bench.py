@@ -120,6 +120,11 @@ def build(method, backbone_name, size, device, options=()):
     return module, model, torch.optim.SGD(groups, args.lr, momentum=0.9, weight_decay=args.weight_decay, fused=device.startswith("cuda")), args
 
 
+def steps_timed(device):
+    """Steps of an epoch that is timed: on a GPU more, because they are short and the host waits while an epoch begins."""
+    return 40 if device.startswith("cuda") else 2
+
+
 def trainer(method, backbone_name, images, batch_size, device, fixed=False, options=()):
     """A call that trains one epoch over the images with the method's own loop; `fixed` feeds it one batch again and
     again, already augmented: what is left is the model."""
@@ -181,16 +186,16 @@ def kept_bytes(method, backbone_name, size, device, options=()):
 
 
 def bench_step(device, seconds, batch_size):
-    images = photographs(batch_size * 2, 32)
-    rows = {}
+    steps, rows = steps_timed(device), {}
+    images = photographs(batch_size * steps, 32)
     for method in METHODS:
         t = take_turns({name: trainer(method, "resnet18", images, batch_size, device, name == "model") for name in ("whole", "model")}, seconds)
-        rows[method] = {"whole_s": t["whole"] / 2, "model_s": t["model"] / 2, "not_the_model": 1 - t["model"] / t["whole"]}
+        rows[method] = {"whole_s": t["whole"] / steps, "model_s": t["model"] / steps, "not_the_model": 1 - t["model"] / t["whole"]}
     return rows
 
 
 def bench_methods(device, seconds, batch_size):
-    rows, images, side = {}, photographs(batch_size * 2, 32), 8192 if device.startswith("cuda") else 2048
+    rows, images, side = {}, photographs(batch_size * steps_timed(device), 32), 8192 if device.startswith("cuda") else 2048
     kind = torch.bfloat16 if evaluate.multiplies_in_bf16(torch.device(device)) else torch.float32
     for method in METHODS:
         call, a = trainer(method, "resnet18", images, batch_size, device), torch.randn(side, side, device=device, dtype=kind)
@@ -209,9 +214,9 @@ def bench_methods(device, seconds, batch_size):
 
 def bench_precision(device, seconds, batch_size):
     """Both trained by simclr.py's own loop; `chosen` is what evaluate.multiplies_in_bf16 chooses here."""
-    choice, rows = evaluate.multiplies_in_bf16, {}
+    choice, steps, rows = evaluate.multiplies_in_bf16, steps_timed(device), {}
     for backbone in ("convnet", "resnet18"):
-        call = trainer("simclr", backbone, photographs(batch_size * 2, 32), batch_size, device)
+        call = trainer("simclr", backbone, photographs(batch_size * steps, 32), batch_size, device)
 
         def with_bf16(yes):
             evaluate.multiplies_in_bf16 = lambda device: yes
@@ -219,7 +224,7 @@ def bench_precision(device, seconds, batch_size):
 
         t = take_turns({"float32": lambda: with_bf16(False), "bfloat16": lambda: with_bf16(True)}, seconds)
         evaluate.multiplies_in_bf16 = choice
-        rows[f"simclr, {backbone}"] = {f"{name}_ms": 500 * v for name, v in t.items()} | {"ratio": t["float32"] / t["bfloat16"], "chosen": "bfloat16" if choice(torch.device(device)) else "float32"}
+        rows[f"simclr, {backbone}"] = {f"{name}_ms": 1000 * v / steps for name, v in t.items()} | {"ratio": t["float32"] / t["bfloat16"], "chosen": "bfloat16" if choice(torch.device(device)) else "float32"}
     return rows
 
 
@@ -227,8 +232,9 @@ def bench_compile(device, seconds, batch_size):
     """Both trained by the method's own loop; the first compiled call also compiles, with nothing kept from earlier runs."""
     cache, rows = tempfile.TemporaryDirectory(ignore_cleanup_errors=True), {}  # removed at the end of this function
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache.name
+    steps = 2 * steps_timed(device)
     for backbone in ("convnet", "resnet18"):
-        images = photographs(batch_size * 4, 32)
+        images = photographs(batch_size * steps, 32)
         calls = {name: trainer("simclr", backbone, images, batch_size, device, options=options) for name, options in (("eager", ()), ("compiled", ("--compile",)))}
         first = {}
         for name, call in calls.items():
@@ -237,7 +243,7 @@ def bench_compile(device, seconds, batch_size):
             synchronize()
             first[name] = time.perf_counter() - before
         t = take_turns(calls, seconds)
-        rows[f"simclr, {backbone}"] = {"start_s": first["compiled"] - first["eager"], "eager_ms": 250 * t["eager"], "compiled_ms": 250 * t["compiled"], "ratio": t["eager"] / t["compiled"]}
+        rows[f"simclr, {backbone}"] = {"start_s": first["compiled"] - first["eager"], "eager_ms": 1000 * t["eager"] / steps, "compiled_ms": 1000 * t["compiled"] / steps, "ratio": t["eager"] / t["compiled"]}
     return rows
 
 
@@ -249,8 +255,8 @@ def bench_epoch(device, batch_size, workers):
     from lightly.transforms import SimCLRTransform
 
     rows = {}
-    for backbone, batches in (("resnet18", 4), ("convnet", 16)):
-        images = photographs(batch_size * batches, 32)
+    for backbone, longer in (("resnet18", 2), ("convnet", 8)):
+        images = photographs(batch_size * longer * steps_timed(device), 32)
         ours = trainer("simclr", backbone, images, batch_size, device)
         _, model, optimizer, args = build("simclr", backbone, 32, device)
         pictures = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in images]
@@ -320,6 +326,7 @@ def main():
     args = parser.parse_args()
     seconds, batch_size = (1, 16) if args.quick else (args.seconds, 64)
     batch_size = 512 if args.device.startswith("cuda") else batch_size
+    evaluate.join(args.device, batch_size)  # as a training run begins
     torch.empty(31 * 2**18)  # 31 MB, freed: glibc then keeps what is freed, for all that is measured, as it does in a training run
     parts = {"augment": lambda: bench_augment(args.device, seconds), "step": lambda: bench_step(args.device, seconds, batch_size),
              "methods": lambda: bench_methods(args.device, seconds, batch_size),

@@ -312,6 +312,20 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path):
     assert (run.folder / "checkpoint.pt").read_bytes() == kept
 
 
+def test_checkpoints_are_written_when_the_last_is_old_and_at_the_end(tmp_path):
+    run = make_run(tmp_path, epochs=4)
+    saved = lambda: torch.load(run.folder / "checkpoint.pt", weights_only=True)["epoch"]
+    run.save(1)
+    assert saved() == 0 and run.epoch == 0  # the untrained one is still young
+    run.saved -= evaluate.SECONDS_BETWEEN_SAVES
+    run.save(2)
+    assert saved() == 2
+    run.save(3)
+    assert saved() == 2
+    run.save(4)
+    assert saved() == 4
+
+
 def test_a_collapsing_run_warns_once_in_plain_words(tmp_path, capsys):
     run = make_run(tmp_path)
     for _ in range(4):

@@ -121,27 +121,31 @@ def test_scenes_show_the_held_out_table(tmp_path):
     assert "categories that no pretraining image shows" in done.stdout
 
 
-def test_same_seed_gives_the_same_backbone_to_the_bit_and_resume_equals_no_interruption(photos, tmp_path):
-    for method in METHODS:
-        small = ["--queue-size", "32", "--bn-splits", "2"] if method == "moco" else []
-        common = ["--pairs", "semantic", "--data", photos, "--backbone", "convnet", *QUICK, *small]
-        for name in "ab":
-            call(f"{method}.py", *common, "--out", tmp_path / method / name)
-        a, b = tmp_path / method / "a", tmp_path / method / "b"
-        assert (a / "backbone.pt").read_bytes() == (b / "backbone.pt").read_bytes()
-        # cut the second run after its first epoch, where a kill would have left it
-        code = (f"import sys, evaluate, {method}, pairs\n"
-                "save = evaluate.Run.save\n"
-                "def cut(self, epoch):\n    save(self, epoch)\n    if epoch == 1: raise KeyboardInterrupt\n"
-                f"evaluate.Run.save = cut\npairs.run_cli({method}.main)\n")
-        done = subprocess.run([sys.executable, "-c", code, *map(str, common), "--out", tmp_path / method / "c"], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 130 and "--resume" in done.stderr
-        refused = call(f"{method}.py", *common, "--out", tmp_path / method / "c", "--resume", "--lr", "0.7", ok=False)
-        assert "lr was" in refused.stderr
-        call(f"{method}.py", *common, "--out", tmp_path / method / "c", "--resume")
-        assert (a / "backbone.pt").read_bytes() == (tmp_path / method / "c" / "backbone.pt").read_bytes()
-        steps = [json.loads(line)["step"] for line in open(tmp_path / method / "c" / "log.jsonl")]
-        assert steps == sorted(set(steps))
+@pytest.mark.parametrize("method", METHODS)
+def test_same_seed_gives_the_same_backbone_to_the_bit_and_resume_equals_no_interruption(method, photos, tmp_path, monkeypatch):
+    small = ["--queue-size", "32", "--bn-splits", "2"] if method == "moco" else []
+    common = ["--pairs", "semantic", "--data", photos, "--backbone", "convnet", *QUICK, *small]
+    weights = lambda name: (tmp_path / name / "backbone.pt").read_bytes()
+    printed(f"{method}.py", *common, "--out", tmp_path / "here")
+    call(f"{method}.py", *common, "--out", tmp_path / "another process")
+    assert weights("here") == weights("another process")
+
+    def cut(self, epoch, save=evaluate.Run.save):  # after the first epoch, where a kill would have left it
+        save(self, epoch)
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate.Run, "save", cut)
+        patch.setattr(evaluate, "SECONDS_BETWEEN_SAVES", 0)
+        status, _, said = call_here(f"{method}.py", *common, "--out", tmp_path / "cut")
+    assert status == 130 and "--resume" in said and weights("cut") != weights("here")
+    status, _, said = call_here(f"{method}.py", *common, "--out", tmp_path / "cut", "--resume", "--lr", "0.7")
+    assert status == 2 and "lr was" in said
+    printed(f"{method}.py", *common, "--out", tmp_path / "cut", "--resume")
+    assert weights("cut") == weights("here")
+    steps = [json.loads(line)["step"] for line in open(tmp_path / "cut" / "log.jsonl")]
+    assert steps == sorted(set(steps))
 
 
 def test_evaluate_adds_to_the_result_and_keeps_the_rest(photos, tmp_path):
