@@ -206,7 +206,6 @@ def join(device_name, batch_size):
     Only process 0 prints. Raises UserError when the device is not there or batch_size is no multiple of the processes.
     """
     device, world = pick_device(device_name), int(os.environ.get("WORLD_SIZE", 1))
-    torch.backends.cudnn.benchmark = True  # on GPUs: batches have one size, so timing the ways to convolve them once pays
     if batch_size % world:
         raise UserError(f"--batch-size {batch_size} must be a multiple of the {world} processes: it is the batch of all of them")
     if world > 1:

@@ -1165,7 +1165,9 @@ def gaussian_blur(x, sigma):
     kernel = torch.exp(-0.5 * (offsets / send(sigma, x.device)[:, None]) ** 2)
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)[:, None]  # (3 N, 1, taps)
     flat = F.pad(x, [half] * 4, mode="reflect").reshape(1, n * channels, size + 2 * half, size + 2 * half)
-    flat = F.conv2d(flat.contiguous(memory_format=torch.channels_last), kernel[..., None], groups=n * channels)
+    if x.device.type == "cpu":  # faster there; on a GPU cuDNN would take over, and plan anew for every other number of images
+        flat = flat.contiguous(memory_format=torch.channels_last)
+    flat = F.conv2d(flat, kernel[..., None], groups=n * channels)
     return F.conv2d(flat, kernel[:, :, None], groups=n * channels).view(x.shape)
 
 

@@ -3,7 +3,8 @@
     python tests/bench.py [--device cuda] [--seconds 10] [--out results/speed/bench.json]
 
   augment   views/s of pairs.augment beside torchvision's transforms, image by image, and lightly's and kornia's, if there
-  step      a method's whole training step beside its bare model step on a fixed batch: the share that is not the model
+  step      a method's whole training step beside its bare model step on a fixed batch: the share that is not the model;
+            and the share that making the batches takes by itself, which is less noisy where steps take seconds
   methods   pairs/s and memory of each method; FLOP/s as a share of a large matrix product's of the same precision
   precision training steps in float32 beside bf16
   compile   what --compile costs at the first step, and what it saves at the others
@@ -125,20 +126,25 @@ def steps_timed(device):
     return 40 if device.startswith("cuda") else 2
 
 
-def trainer(method, backbone_name, images, batch_size, device, fixed=False, options=()):
-    """A call that trains one epoch over the images with the method's own loop; `fixed` feeds it one batch again and
-    again, already augmented: what is left is the model."""
+def trainer(method, backbone_name, images, batch_size, device, what="whole", options=()):
+    """A call that trains one epoch over the images with the method's own loop. what: "whole"; "model" feeds it one batch
+    again and again, already augmented: what is left is the model; "batches" makes the batches and trains nothing."""
     module, model, optimizer, args = build(method, backbone_name, images.shape[-1], device, options)
     args.batch_size, args.epochs = batch_size, 1
     if method == "moco":
         module.SplitBatchNorm.convert(model, max(1, min(args.bn_splits, batch_size // 8)))
+    images = pairs.place(images, device)
     source = pairs.Pairs(pairs.ImageSet("", images, torch.zeros(len(images), dtype=torch.long), ["any"]), "semantic", 0)
     view1, view2 = pairs.make_views(args, images.shape[-1])
     batches, one = pairs.batches, next(pairs.batches(source, 0, batch_size, view1, view2, device))
     run = types.SimpleNamespace(epoch=0, step=0, log=lambda *_: None, save=lambda *_: None)
 
     def call():
-        pairs.batches = (lambda *_: (one for _ in range(len(images) // batch_size))) if fixed else batches
+        if what == "batches":
+            for _ in batches(source, 0, batch_size, view1, view2, device):
+                pass
+            return
+        pairs.batches = (lambda *_: (one for _ in range(len(images) // batch_size))) if what == "model" else batches
         module.train(model, optimizer, source, view1, view2, run, args)
         pairs.batches = batches
 
@@ -173,7 +179,7 @@ def kept_bytes(method, backbone_name, size, device, options=()):
     """Bytes that a pair leaves in memory until the backward pass: the difference of steps of 4 and of 2 pairs, by two."""
     total = []
     for n in (2, 4):
-        kept, call = {}, trainer(method, backbone_name, photographs(n, size), n, device, True, options)
+        kept, call = {}, trainer(method, backbone_name, photographs(n, size), n, device, "model", options)
 
         def keep(x):
             kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
@@ -189,8 +195,8 @@ def bench_step(device, seconds, batch_size):
     steps, rows = steps_timed(device), {}
     images = photographs(batch_size * steps, 32)
     for method in METHODS:
-        t = take_turns({name: trainer(method, "resnet18", images, batch_size, device, name == "model") for name in ("whole", "model")}, seconds)
-        rows[method] = {"whole_s": t["whole"] / steps, "model_s": t["model"] / steps, "not_the_model": 1 - t["model"] / t["whole"]}
+        t = take_turns({name: trainer(method, "resnet18", images, batch_size, device, name) for name in ("whole", "model", "batches")}, seconds)
+        rows[method] = {f"{name}_s": v / steps for name, v in t.items()} | {"not_the_model": 1 - t["model"] / t["whole"], "making_batches": t["batches"] / t["whole"]}
     return rows
 
 
@@ -308,7 +314,7 @@ def bench_recipes(device):
     image = flops_of(lambda: supervised(torch.randn(2, 3, 224, 224)).sum().backward()) / 2
     rows = {}
     for method, options in RECIPES.items():
-        call = trainer(method, "resnet50", photographs(2, 224), 2, device, True, options)
+        call = trainer(method, "resnet50", photographs(2, 224), 2, device, "model", options)
         weights = build(method, "resnet50", 224, device, options)[1].parameters()
         rows[method] = {"supervised_images_per_pair": flops_of(call) / 2 / image, "kept_mb_per_pair": kept_bytes(method, "resnet50", 224, device, options) / 1e6,
                         "weights_gradients_momentum_mb": sum(4 * p.numel() * (3 if p.requires_grad else 1) for p in weights) / 1e6}
