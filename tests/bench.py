@@ -220,6 +220,9 @@ def bench_methods(device, seconds, batch_size):
 
 def bench_precision(device, seconds, batch_size):
     """Both trained by simclr.py's own loop; `chosen` is what evaluate.multiplies_in_bf16 chooses here."""
+    has = getattr(torch.cpu, "get_capabilities", dict)()
+    if device == "cpu" and not (has.get("avx512_bf16") or has.get("amx_bf16")):
+        return {"bfloat16": "no instructions for it, so not timed: minutes a step"}
     choice, steps, rows = evaluate.multiplies_in_bf16, steps_timed(device), {}
     for backbone in ("convnet", "resnet18"):
         call = trainer("simclr", backbone, photographs(batch_size * steps, 32), batch_size, device)
@@ -341,14 +344,14 @@ def main():
     result = {"machine": {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine(), "cpu": getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name"),
                           "precision": "bfloat16" if evaluate.multiplies_in_bf16(torch.device(args.device)) else "float32", "python": platform.python_version(),
                           "gpu": torch.cuda.get_device_name() if args.device.startswith("cuda") else None, "batch_size": batch_size}}
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     for name in args.only or parts:
         result[name] = parts[name]()
         print(name)
         for row, values in result[name].items():
             shown = "  ".join(f"{k} {v:,.4g}" if isinstance(v, (int, float)) else f"{k} {v}" for k, v in values.items()) if isinstance(values, dict) else values
             print(f"    {row:14}{shown}", flush=True)
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.out).write_text(json.dumps(result, indent=2) + "\n")
+        Path(args.out).write_text(json.dumps(result, indent=2) + "\n")  # after each part: a later one may take long, or fail
 
 
 if __name__ == "__main__":

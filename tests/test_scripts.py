@@ -105,9 +105,9 @@ def test_study_controls_are_logged_as_they_turned_out(photos, tmp_path):
 
 def test_a_list_without_data_trains_and_says_how_to_evaluate(photos, tmp_path):
     for arm in ("semantic", "augmented"):
-        done = call("byol.py", "--pairs", photos / "list.csv", "--arm", arm, "--backbone", "convnet", *QUICK, "--out", tmp_path / arm)
+        said = printed("byol.py", "--pairs", photos / "list.csv", "--arm", arm, "--backbone", "convnet", *QUICK, "--out", tmp_path / arm)
         check_run(tmp_path / arm, {"pairs_per_epoch": 40, "arm": arm, "data": None})
-        assert "--data DIR" in done.stdout and not (tmp_path / arm / "result.json").exists()
+        assert "--data DIR" in said and not (tmp_path / arm / "result.json").exists()
     status, _, error = call_here("evaluate.py", "knn", tmp_path / "semantic")
     assert status == 2 and "--data" in error
     printed("evaluate.py", "knn", tmp_path / "semantic", "--data", photos, "--device", "cpu")
@@ -150,7 +150,7 @@ def test_same_seed_gives_the_same_backbone_to_the_bit_and_resume_equals_no_inter
 
 def test_evaluate_adds_to_the_result_and_keeps_the_rest(photos, tmp_path):
     run = tmp_path / "run"
-    call("simsiam.py", "--data", photos, "--backbone", "convnet", *QUICK, "--out", run)
+    printed("simsiam.py", "--data", photos, "--backbone", "convnet", *QUICK, "--out", run)
     before = json.loads((run / "result.json").read_text())
     printed("evaluate.py", "knn", run, "--data", "scenes-held-out", "--device", "cpu")
     printed("evaluate.py", "linear", run, "--device", "cpu")
@@ -256,7 +256,7 @@ def test_a_users_mistake_is_one_line_and_exit_status_2(arguments, said, tmp_path
 
 def test_help_names_every_option_with_its_default():
     for method in METHODS:
-        text = call(f"{method}.py", "--help").stdout
+        text = printed(f"{method}.py", "--help")
         for option in "pairs arm data root download image-size limit backbone epochs batch-size lr weight-decay seed device out resume without".split():
             assert f"--{option}" in text
         assert "on scenes" in text
