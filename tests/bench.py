@@ -222,7 +222,7 @@ def bench_precision(device, seconds, batch_size):
     """Both trained by simclr.py's own loop; `chosen` is what evaluate.multiplies_in_bf16 chooses here."""
     has = getattr(torch.cpu, "get_capabilities", dict)()
     if device == "cpu" and not (has.get("avx512_bf16") or has.get("amx_bf16")):
-        return {"bfloat16": "no instructions for it, so not timed: minutes a step"}
+        return {"bfloat16": "no instructions for it, so not timed: it would be emulated"}
     choice, steps, rows = evaluate.multiplies_in_bf16, steps_timed(device), {}
     for backbone in ("convnet", "resnet18"):
         call = trainer("simclr", backbone, photographs(batch_size * steps, 32), batch_size, device)

@@ -2,7 +2,11 @@
 # Speed, on a machine that does nothing else; about half an hour on two cores. From the repository's root:
 #     bash results/speed/run.sh [python]        (lightly, kornia and scikit-learn take part if they can be imported)
 # The bench; then the README's first command three times, in turn with that of commit 6cd63be, before the work on speed, which
-# is given today's heads, to do the same work. (first-command.txt also has two older measurements.)
+# is given today's heads, to do the same work. (first-command.txt also has two older measurements.) On other machines:
+#     python tests/bench.py --only augment step methods compile epoch --out results/speed/bench-epyc-avx2.json
+#     python tests/bench.py --only augment step precision epoch probe --out results/speed/bench-intel.json
+# with what they printed in .txt, and the turns of the first command in first-command-epyc-avx2.txt and -intel.txt. The bench's
+# code has changed between the three: making_batches is new, and on machine 2 MoCo's step is that of moco_parts.txt.
 set -e
 python=${1:-.venv/bin/python}
 python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
