@@ -40,6 +40,7 @@ import evaluate
 import pairs
 
 METHODS = ["simclr", "moco", "byol", "simsiam"]
+CPU = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell
 
 
 def take_turns(calls, seconds, prepare=lambda: None):
@@ -220,8 +221,7 @@ def bench_methods(device, seconds, batch_size):
 
 def bench_precision(device, seconds, batch_size):
     """Both trained by simclr.py's own loop; `chosen` is what evaluate.multiplies_in_bf16 chooses here."""
-    has = getattr(torch.cpu, "get_capabilities", dict)()
-    if device == "cpu" and not (has.get("avx512_bf16") or has.get("amx_bf16")):
+    if device == "cpu" and not (CPU.get("avx512_bf16") or CPU.get("amx_bf16")):
         return {"bfloat16": "no instructions for it, so not timed: it would be emulated"}
     choice, steps, rows = evaluate.multiplies_in_bf16, steps_timed(device), {}
     for backbone in ("convnet", "resnet18"):
@@ -335,13 +335,12 @@ def main():
     args = parser.parse_args()
     seconds, batch_size = (1, 16) if args.quick else (args.seconds, 64)
     batch_size = 512 if args.device.startswith("cuda") else batch_size
-    evaluate.join(args.device, batch_size)  # as a training run begins
     torch.empty(31 * 2**18)  # 31 MB, freed: glibc then keeps what is freed, for all that is measured, as it does in a training run
     parts = {"augment": lambda: bench_augment(args.device, seconds), "step": lambda: bench_step(args.device, seconds, batch_size),
              "methods": lambda: bench_methods(args.device, seconds, batch_size),
              "precision": lambda: bench_precision(args.device, seconds, batch_size), "compile": lambda: bench_compile(args.device, seconds, batch_size), "epoch": lambda: bench_epoch(args.device, batch_size, args.workers),
              "probe": lambda: bench_probe(seconds), "growth": lambda: bench_growth(args.device, seconds), "recipes": lambda: bench_recipes(args.device)}
-    result = {"machine": {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine(), "cpu": getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name"),
+    result = {"machine": {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine(), "cpu": CPU.get("cpu_name"),
                           "precision": "bfloat16" if evaluate.multiplies_in_bf16(torch.device(args.device)) else "float32", "python": platform.python_version(),
                           "gpu": torch.cuda.get_device_name() if args.device.startswith("cuda") else None, "batch_size": batch_size}}
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
