@@ -16,8 +16,8 @@ in one index, the *partner*:
 Everything else (image pool, order of anchors, number of pairs, augmentation draws) is equal, so a
 difference between two runs is a difference between the pairs.
 
-Reading order: images (the embedded `scenes`, folders, torchvision's sets), pairs, augmentation, picture.
-This file knows no method, optimiser or loss.
+Reading order: pairs, augmentation, and then where images come from: the embedded `scenes`, folders and their cache,
+torchvision's sets, boxes; last how a list of pairs is made. This file knows no method, optimiser or loss.
 """
 
 import argparse
@@ -169,7 +169,7 @@ class Progress:
             print(f"{self.what}: {done:,} of {self.total:,}, {left:.0f} s left", flush=True)
 
 
-# ------------------------------------------------------------------------------------------- images
+# -------------------------------------------------------------------------------------------- pairs
 
 
 @dataclass
@@ -193,6 +193,462 @@ class ImageSet:
     def image_size(self):
         return self.images.shape[-1]
 
+
+@dataclass
+class Pairs:
+    """A pool of images and the rule that makes pairs of them.
+
+    kind: "augmented" | "semantic" | "list". For a list, `rows` (R, 2) holds image indices of its pairs.
+    false_pairs: the share of semantic partners that is drawn from another category instead.
+    semantic_share: the share of pairs that is semantic; the others are augmented.
+    """
+
+    pool: ImageSet
+    kind: str
+    seed: int
+    rows: torch.Tensor = None
+    false_pairs: float = 0.0
+    semantic_share: float = 1.0
+
+    def __len__(self):
+        """Pairs in an epoch: one for each image of the pool, or for each row of the list."""
+        return len(self.pool) if self.rows is None else len(self.rows)
+
+    def epoch(self, epoch):
+        """Image indices (anchor (M,), partner (M,)) of one epoch: a function of seed and epoch alone."""
+        draw = lambda name: stream(name, self.seed, epoch)
+        order = torch.randperm(len(self), generator=draw("order"))
+        anchor = order if self.rows is None else self.rows[order, 0]
+        if self.kind == "augmented":
+            return anchor, anchor
+        partner = self.rows[order, 1] if self.kind == "list" else semantic_partners(self.pool.labels, draw("partner"))[anchor]
+        if self.false_pairs:
+            wrong = torch.rand(len(anchor), generator=draw("which are false")) < self.false_pairs
+            partner = torch.where(wrong, false_partners(self.pool.labels, draw("false partner"))[anchor], partner)
+        if self.semantic_share < 1:
+            partner = torch.where(torch.rand(len(anchor), generator=draw("which are semantic")) < self.semantic_share, partner, anchor)
+        return anchor, partner
+
+    def rates(self, epoch):
+        """What an epoch's pairs really are, {name: share or None where categories are not known}:
+
+        semantic_rate: pairs of two images; false_rate: those of them with two categories; same_class_rate: the
+        chance that an anchor and the second image of any other pair share a category, which is the rate of
+        negatives of the anchor's own class in SimCLR's batch and MoCo's queue (expected: the order is random).
+        """
+        anchor, partner = self.epoch(epoch)
+        semantic = anchor != partner
+        rates = {"semantic_rate": semantic.float().mean().item(), "false_rate": None, "same_class_rate": None}
+        if len(self.pool.classes) > 1 and self.pool.labels.ndim == 1:
+            a, b = self.pool.labels[anchor], self.pool.labels[partner]
+            share = lambda y: torch.bincount(y, minlength=len(self.pool.classes)) / len(y)
+            rates |= {"false_rate": (a != b)[semantic].float().mean().item() if semantic.any() else 0.0,
+                      "same_class_rate": (share(a) * share(b)).sum().item()}
+        return rates
+
+
+def semantic_partners(labels, generator):
+    """For each image (N,) another one of its class, uniform over the n_c - 1 others.
+
+    With the class written as a row of n_c places: a draw u in [0, n_c - 2], moved up by one from the
+    anchor's own place on, hits each other place equally often and never the anchor. No rejection.
+    """
+    by_class, place = torch.argsort(labels, stable=True), rank_in_class(labels)
+    counts = torch.bincount(labels)
+    start = (counts.cumsum(0) - counts)[labels]
+    u = (torch.rand(len(labels), generator=generator, dtype=torch.float64) * (counts[labels] - 1)).long()
+    return by_class[start + u + (u >= place)]
+
+
+def false_partners(labels, generator):
+    """For each image (N,) one of another class, uniform over all of those; with one class only, itself.
+
+    As semantic_partners: a draw among the N - n_c places outside the class's row is moved past that row.
+    """
+    by_class, counts = torch.argsort(labels, stable=True), torch.bincount(labels)
+    own, start = counts[labels], (counts.cumsum(0) - counts)[labels]
+    u = (torch.rand(len(labels), generator=generator, dtype=torch.float64) * (len(labels) - own)).long()
+    return by_class[u + own * (u >= start)] if len(counts) > 1 else torch.arange(len(labels))
+
+
+def load_pairs(args):
+    """The Pairs that the command line asks for: options --pairs, --arm, --data and those that shape pool and pairs."""
+    if args.pairs in ("augmented", "semantic"):
+        pool = load_images(args.data, "train", args.image_size, args.limit, args.seed, args.root, args.download, args.skip_bad, args.cache)
+        source = make_pairs(args.pairs, pool, args.seed)
+    elif args.data is not None and not Path(args.data).is_dir():
+        raise UserError(f"--pairs {args.pairs} with --data {args.data}: a list's paths need a folder")
+    else:
+        source = read_pair_list(args.pairs, args.data, args.arm, args.image_size, args.limit, args.seed, args.skip_bad, args.cache)
+    if args.false_pairs and len(source.pool.classes) < 2:
+        raise UserError(f"--false-pairs {args.false_pairs}: {source.pool.name} has no two categories to draw false partners from")
+    return replace(source, false_pairs=args.false_pairs, semantic_share=args.semantic_share)
+
+
+def make_pairs(kind, pool, seed):
+    """Pairs of kind "augmented" or "semantic" over a labelled pool.
+
+    Raises UserError when semantic pairs are asked of a class with a single image.
+    """
+    if pool.labels.ndim > 1:
+        raise UserError(f"{pool.name} has images of several classes: make a pair list and name it with --pairs FILE.csv")
+    if kind == "semantic":
+        lonely = (torch.bincount(pool.labels, minlength=len(pool.classes)) == 1).nonzero()[:, 0].tolist()
+        if lonely:
+            names = ", ".join(pool.classes[i] for i in lonely[:5]) + (" ..." if len(lonely) > 5 else "")
+            raise UserError(f"--pairs semantic: {len(lonely)} class(es) of {pool.name} have one image only, so no "
+                            f"partner: {names}; add images, remove the class or raise --limit")
+    return Pairs(pool, kind, seed)
+
+
+def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=None, seed=0, skip_bad=False, cache=None):
+    """Pairs of a curated list: a CSV with columns image_a, image_b and, optionally, category and keep.
+
+    Paths are relative to `folder`, else to the file's own. Rows with keep = 0 are left out. arm "augmented" pairs
+    each row's anchor image_a with itself: the matched baseline, equal in anchors, order and number of pairs. Both
+    arms load the images of both columns. `limit` keeps the first rows; `skip_bad` leaves out pairs with an image
+    that cannot be read. Raises UserError with the row of a mistake.
+    """
+    table, folder = read_rows(file, folder)
+    table, index, category = [row for row in table if row["keep"]][:limit], {}, {}
+    if not table:
+        raise UserError(f"{file}: no pairs in it")
+    for row in table:
+        for column in ("image_a", "image_b"):
+            if not row[column].is_file():
+                raise UserError(f"{file}, line {row['line']}, {column}: no image {row[column]}; paths are relative to {folder}")
+            index.setdefault(row[column], len(index))
+            category.setdefault(row[column], row["category"])  # of an image in two rows, the first one's
+    rows = torch.tensor([[index[row["image_a"]], index[row["image_b"]]] for row in table])
+    images, kept = cached(list(index), len(index), image_size, f"reading the images of {Path(file).name}", skip_bad, cache)
+    place = torch.full((len(index),), -1).index_copy(0, kept, torch.arange(len(kept)))
+    rows = place[rows][(place[rows] >= 0).all(1)]
+    classes = sorted(set(category.values())) if all(category.values()) else [Path(file).stem]
+    labels = torch.tensor([classes.index(c) if len(classes) > 1 else 0 for c in category.values()])
+    pool = ImageSet(Path(file).stem, images, labels[kept], classes)
+    return Pairs(pool, {"semantic": "list", "augmented": "augmented"}[arm], seed, rows)
+
+
+def read_rows(file, folder=None):
+    """The rows of a pair list as dicts (image_a and image_b as paths, category, keep as bool, line), and their folder."""
+    file, folder = Path(file), Path(folder or Path(file).parent)
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; a pair list is a CSV with columns image_a,image_b")
+    with open(file, newline="", encoding="utf-8-sig") as opened:
+        reader = csv.DictReader(opened)
+        if not {"image_a", "image_b"} <= set(reader.fieldnames or ()):
+            raise UserError(f"{file}: the first line must name the columns image_a,image_b; it has {reader.fieldnames}")
+        return [{"image_a": folder / (row["image_a"] or ""), "image_b": folder / (row["image_b"] or ""), "category": (row.get("category") or "").strip(),
+                 "keep": (row.get("keep") or "1").strip() != "0", "line": reader.line_num} for row in reader], folder
+
+
+def batches(pairs, epoch, batch_size, view1, view2, device, images=None):
+    """Yields the epoch's batches (x1, x2), each float (batch_size, 3, S, S), augmented on `device`.
+
+    x1 shows the anchors under `view1`, x2 the partners under `view2`. The last, smaller batch is dropped:
+    batch statistics and MoCo's queue need equal batches. `images` is the pool, if already on the device. Of
+    several processes each gets its share of every batch, batch_size / processes pairs.
+    """
+    images = place(pairs.pool.images, device) if images is None else images
+    anchor, partner = (index.to(images.device) for index in pairs.epoch(epoch))
+    rank, world = rank_and_world()
+    share, generator = batch_size // world, stream("augment", pairs.seed, epoch, *[rank] * (world > 1))
+    slices = [slice(i + rank * share, i + (rank + 1) * share) for i in range(0, len(pairs) - batch_size + 1, batch_size)]
+    if images.device.type == torch.device(device).type:
+        taken = ((images[anchor[rows]], images[partner[rows]]) for rows in slices)
+    else:
+        taken = streamed(images, [(anchor[rows], partner[rows]) for rows in slices], device)
+    for a, b in taken:
+        if view1 == view2:  # in one go, as every operation costs a launch
+            yield augment(torch.cat([a, b]), view1, generator).chunk(2)
+        else:
+            yield augment(a, view1, generator), augment(b, view2, generator)
+
+
+def place(images, device, share=0.6):
+    """Images on the device, or left where they are (mapped from disk) when they would take over `share` of a GPU's free memory."""
+    device = torch.device(device)
+    if device.type == "cuda" and images.nbytes > share * torch.cuda.mem_get_info(device)[0]:
+        print(f"{images.nbytes / 1e9:.1f} GB of images do not fit on {device}: streamed from disk", flush=True)
+        return images
+    return images.to(device)
+
+
+def streamed(images, index, device):
+    """Yields (images[a], images[b]) on the device for each (a, b) of index; a thread gathers the next ones meanwhile,
+    into pinned memory, from which a GPU copies while it computes."""
+    pin = torch.device(device).type == "cuda"
+    gather = lambda rows: images[rows].pin_memory() if pin else images[rows]
+    with ThreadPoolExecutor(1) as thread:
+        ahead = thread.submit(lambda pair: tuple(map(gather, pair)), index[0])
+        for following in [*index[1:], None]:
+            now = ahead.result()
+            if following is not None:
+                ahead = thread.submit(lambda pair: tuple(map(gather, pair)), following)
+            yield tuple(x.to(device, non_blocking=True) for x in now)
+
+
+# ------------------------------------------------------------------------------------- augmentation
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """One view's transforms, in the order of application. p_* are probabilities per image."""
+
+    crop: tuple = (0.08, 1.0)  # range of the crop's share of the image area
+    p_flip: float = 0.5
+    jitter: tuple = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue: torchvision's meaning
+    p_jitter: float = 0.8
+    p_gray: float = 0.2
+    p_blur: float = 0.0
+    sigma: tuple = (0.1, 2.0)  # of the blur, in pixels
+    p_solarize: float = 0.0
+
+    SWITCHES = {"crop": {"crop": None}, "flip": {"p_flip": 0.0}, "jitter": {"p_jitter": 0.0},
+                "gray": {"p_gray": 0.0}, "blur": {"p_blur": 0.0}, "solarize": {"p_solarize": 0.0}}
+
+    def without(self, names):
+        """The same view with some transforms off: any of crop, flip, jitter, gray, blur, solarize."""
+        for name in names:
+            if name not in self.SWITCHES:
+                raise UserError(f"--without {name}: choose from {', '.join(self.SWITCHES)}")
+            self = replace(self, **self.SWITCHES[name])
+        return self
+
+
+def make_views(args, image_size):
+    """The two views that the options --crop-min, --jitter, --gray, --blur, --solarize, --without describe."""
+    blur = args.blur or ([0.5, 0.5] if image_size >= 64 else [0.0, 0.0])
+    off = [name for name in args.without.split(",") if name]
+    if args.jitter[3] > 0.5:
+        raise UserError(f"--jitter: the hue's strength, {args.jitter[3]}, is more than half a turn, 0.5")
+    return [Augmentation(crop=(args.crop_min, 1.0), jitter=tuple(args.jitter), p_gray=args.gray, p_blur=blur[i],
+                         p_solarize=args.solarize[i]).without(off) for i in (0, 1)]
+
+
+def draw(view, n, size, generator):
+    """Everything that is random in n views of size pixels, drawn on the CPU, so that every device sees the same.
+
+    Returns a dict of tensors, one row an image: box (N, 4) of the crop (see random_boxes); factors (N, 4) of brightness,
+    contrast, saturation, and the hue's shift in turns; order (N, 4), in which those four come; sigma of the blur in
+    pixels; and whether it gets each of flip, jitter, gray, blur, solarize.
+    """
+    u = lambda low, high, *shape: uniform(low, high, (n, *shape), generator)
+    hue = view.jitter[3]
+    return {
+        "box": random_boxes(n, size, view.crop, generator),
+        "flip": u(0, 1) < view.p_flip,
+        "jitter": u(0, 1) < view.p_jitter,
+        "factors": torch.stack([*(u(max(0, 1 - s), 1 + s) for s in view.jitter[:3]), u(-hue, hue)], 1),
+        "order": u(0, 1, 4).argsort(1),
+        "gray": u(0, 1) < view.p_gray,
+        "blur": u(0, 1) < view.p_blur,
+        "sigma": u(*view.sigma),
+        "solarize": u(0, 1) < view.p_solarize,
+    }
+
+
+def augment(images, view, generator, at_once=256 * 3 * 32**2):
+    """A batch uint8 (N, 3, S, S) under one view: float32 (N, 3, S, S), ImageNet-normalised, same device.
+
+    Every parameter is drawn for each image by itself; the distribution is that of torchvision's
+    RandomResizedCrop, RandomHorizontalFlip, ColorJitter, RandomGrayscale, GaussianBlur, RandomSolarize
+    applied image by image, at the speed of a few operations on the whole batch (on a CPU on parts of it, of
+    `at_once` numbers and no less than 8 images, which its cache takes better).
+    """
+    n, size = len(images), images.shape[-1]
+    draws, out = draw(view, n, size, generator), torch.empty_like(images, dtype=torch.float32)
+    part = max(8, at_once // (3 * size**2)) if images.device.type == "cpu" else n
+    for rows in (slice(i, i + part) for i in range(0, n, part)):
+        d = {name: drawn[rows] for name, drawn in draws.items()}
+        x = resized_crop(images[rows], d["box"], d["flip"])
+        x = color_jitter(x, d["jitter"], d["factors"], d["order"])
+        x = on_some(x, d["gray"], grayscale)
+        x = on_some(x, d["blur"], gaussian_blur, d["sigma"])
+        x = on_some(x, d["solarize"], solarize)
+        normalize(x, out=out[rows])
+    return out
+
+
+def normalize(x, out=None):
+    """Images, uint8 or float in [0, 1], to the float input of every backbone here: ImageNet mean and std."""
+    x = x / 255 if x.dtype == torch.uint8 else x
+    mean, std = (constant(v, x.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return torch.sub(x, mean, out=out).div_(std)
+
+
+def on_some(x, chosen, transform, *draws):
+    """Replaces the chosen (N,) images of the batch, in place, by transform(images, *their rows of the draws)."""
+    rows = chosen.nonzero()[:, 0]
+    there = send(rows, x.device)
+    return x.index_copy_(0, there, transform(x.index_select(0, there), *(drawn[rows] for drawn in draws))) if len(rows) else x
+
+
+def random_boxes(n, size, area, generator, ratio=(3 / 4, 4 / 3), tries=10):
+    """The boxes of RandomResizedCrop: float (n, 4), whole pixels top, left, height, width, in images of side `size`.
+
+    As torchvision: the first of ten draws of area (a share of the image's) and log-uniform aspect ratio that
+    fits, else the whole image. area None switches the crop off.
+    """
+    area = area or (1, 1)
+    ratio = ratio if area != (1, 1) else (1, 1)
+    target = uniform(*area, (n, tries), generator) * size**2
+    aspect = torch.exp(uniform(math.log(ratio[0]), math.log(ratio[1]), (n, tries), generator))
+    width, height = torch.sqrt(target * aspect).round(), torch.sqrt(target / aspect).round()
+    fits = (width > 0) & (width <= size) & (height > 0) & (height <= size)
+    first = fits.float().argmax(1, keepdim=True)
+    width, height = (torch.where(fits.any(1), v.gather(1, first)[:, 0], float(size)) for v in (width, height))
+    left, top = ((torch.rand(n, generator=generator) * (size - v + 1)).floor() for v in (width, height))
+    return torch.stack([top, left, height, width], 1)
+
+
+def resized_crop(images, box, flip):
+    """The box (N, 4) of each image (see random_boxes), resized to the full side S, bilinear, and mirrored where flip (N,).
+
+    uint8 (N, 3, S, S) -> float (N, 3, S, S) in [0, 1]. A box is never larger than what it becomes, so there is
+    nothing for antialiasing to do. Outside the box its border is repeated: neighbours do not leak in.
+    """
+    n, _, size, _ = images.shape
+    box = send(torch.cat([box, flip[:, None]], 1), images.device)
+    top, left, height, width, flip = box.T[..., None]
+    middles = (torch.arange(size, device=images.device) + 0.5) / size
+
+    def places(start, length):  # of the output's pixels in the image, from -1 to 1 as grid_sample wants them
+        inside = (middles * length).clamp(min=0.5).minimum(length - 0.5)
+        return (start + inside) * 2 / size - 1
+
+    y, x = places(top, height), places(left, width)
+    x = torch.where(flip > 0, x.flip(1), x)
+    grid = torch.stack([x[:, None].expand(n, size, size), y[:, :, None].expand(n, size, size)], 3)
+    return F.grid_sample(images / 255, grid, align_corners=False)
+
+
+def color_jitter(x, chosen, factors, order):
+    """Brightness, contrast, saturation and hue of the chosen (N,) images, in place, each in its own order (torchvision's
+    ColorJitter); factors and order (N, 4) as drawn.
+
+    With a factor f, the first three are f x, f x + (1 - f) mean(gray(x)) and f x + (1 - f) gray(x). The images are
+    sorted by the place of hue, the costly one, among the four, so that it is computed once, for all of them; the k-th
+    of the other three comes before it in the images from after[k] on, and after it in those up to after[k].
+    """
+    place = (order == 3).int().argmax(1)
+    rows = torch.where(chosen, place, 4).argsort()[: int(chosen.sum())]
+    after = torch.bincount(place[rows], minlength=4).cumsum(0).tolist()
+    order, factors = order[rows], factors[rows]
+    others = order[order != 3].view(-1, 3)  # [i, k]: the k-th operation on image i, but for hue
+    f = factors.gather(1, others)
+    weights = torch.stack([f, (1 - f) * (others == 1), (1 - f) * (others == 2)])
+    weights, there, shift = (send(v, x.device) for v in (weights, rows, factors[:, 3]))
+    y = x.index_select(0, there)
+
+    def blend(k, images):  # of a slice of y
+        of_image, of_mean, of_gray = weights[:, images, k, None, None, None]
+        gray = luma(y[images])
+        mean = gray.mean((2, 3), keepdim=True)
+        y[images].mul_(of_image).add_(gray.mul_(of_gray).add_(mean.mul_(of_mean))).clamp_(0, 1)
+
+    for k in range(3):
+        blend(k, slice(after[k], None))
+    if factors[:, 3].any():
+        y = shift_hue(y, shift[:, None, None, None])
+    for k in range(3):
+        blend(k, slice(after[k]))
+    return x.index_copy_(0, there, y)
+
+
+def luma(x):
+    """Brightness (N, 1, H, W) of RGB images, ITU-R 601-2 as in torchvision and PIL."""
+    r, g, b = x.split(1, 1)
+    return (LUMA[0] * r).add_(g, alpha=LUMA[1]).add_(b, alpha=LUMA[2])
+
+
+def shift_hue(x, shift):
+    """Turns the hue of RGB images (N, 3, H, W) in [0, 1] by shift (N, 1, 1, 1), in turns of the circle.
+
+    With C = max - min and red at 0, green at 2, blue at -2 sixths of a turn, the hue is 1 + (g + b - r - min) / C sixths
+    from red, towards green where g > b. Where d is its distance from a channel's place, that channel is
+    min + C clamp(||d| - 3| - 1, 0, 1) (Smith 1978, HSV and back without branches).
+    """
+    r, g, b = x.split(1, 1)
+    low, high = torch.minimum(r, g).minimum(b), torch.maximum(r, g).maximum(b)
+    chroma = high.sub_(low).clamp_(min=1e-9)  # so that the hue of gray is a number, whichever
+    hue = (g + b).sub_(r).sub_(low).div_(chroma).add_(1).copysign_(g - b).add_(6 * shift)
+    hue.sub_((hue / 6).round_(), alpha=6)  # between -3 and 3
+    d = hue - constant((0.0, 2.0, -2.0), x.device)[:, None, None]
+    return d.abs_().sub_(3).abs_().clamp_(1, 2).mul_(chroma).add_(low.sub_(chroma))
+
+
+def grayscale(x):
+    """RGB to three equal channels of luma."""
+    return luma(x).expand_as(x)
+
+
+def gaussian_blur(x, sigma):
+    """Gaussian blur of images (N, 3, S, S) with a sigma (N,) in pixels for each, reflected border.
+
+    The kernel is SimCLR's, a tenth of the side wide, or four of the largest sigmas to each side, if that is less: the
+    weights beyond sum to less than 1e-4.
+    """
+    n, channels, size, _ = x.shape
+    half = min(max(1, size // 20), math.ceil(4 * sigma.max()))
+    offsets = torch.arange(-half, half + 1, device=x.device)
+    kernel = torch.exp(-0.5 * (offsets / send(sigma, x.device)[:, None]) ** 2)
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)[:, None]  # (3 N, 1, taps)
+    flat = F.pad(x, [half] * 4, mode="reflect").reshape(1, n * channels, size + 2 * half, size + 2 * half)
+    if x.device.type == "cpu":  # faster there; on a GPU cuDNN would take over, and plan anew for every other number of images
+        flat = flat.contiguous(memory_format=torch.channels_last)
+    flat = F.conv2d(flat, kernel[..., None], groups=n * channels)
+    return F.conv2d(flat, kernel[:, :, None], groups=n * channels).view(x.shape)
+
+
+def solarize(x, threshold=0.5):
+    """Inverts the pixels at or above the threshold."""
+    return torch.where(x >= threshold, 1 - x, x)
+
+
+# ------------------------------------------------------------------------------------------ picture
+
+
+def pyplot():
+    """matplotlib.pyplot, imported only where a picture is drawn, without a window."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot
+
+
+def save_picture(path, source, view1, view2, columns=6):
+    """Writes a picture of pairs, one a column, augmented on the left, semantic (or the list's) on the right: the two images,
+    and under them the two views that the network sees."""
+    plt = pyplot()
+
+    semantic = "semantic" if source.rows is None else "list"
+    counts = torch.bincount(source.pool.labels)
+    kinds = ["augmented"] + [semantic] * (semantic == "list" or bool((counts != 1).all()))
+    columns = min(columns, len(source))
+    captions = {"augmented": "augmented pairs: two views of one image", "semantic": "semantic pairs: two images of one category",
+                "list": "pairs of the curated list"}
+    figure = plt.figure(figsize=(columns * len(kinds), 4.4), layout="constrained")
+    mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    for block, kind in zip(figure.subfigures(1, len(kinds), squeeze=False, wspace=0.03)[0], kinds):
+        block.suptitle(captions[kind], fontsize=11)
+        anchor, partner = (index[:columns] for index in replace(source, kind=kind).epoch(0))
+        generator = stream("picture", source.seed)
+        a, b = source.pool.images[anchor], source.pool.images[partner]
+        x1, x2 = (augment(images, view, generator) * std + mean for images, view in ((a, view1), (b, view2)))
+        axes = block.subplots(4, columns, squeeze=False)
+        for title, images, row in zip(("anchor", "partner", "view 1,\nof the anchor", "view 2,\nof the partner"), (a / 255, b / 255, x1, x2), axes):
+            row[0].set_ylabel(title if kind == kinds[0] else "", fontsize=9)
+            for image, axis in zip(images, row):
+                axis.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
+                axis.set_xticks([]), axis.set_yticks([])
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+# ------------------------------------------------------------------------------------------- images
 
 # -- scenes: the embedded data set. A category is a shape; everything else is nuisance.
 
@@ -759,462 +1215,6 @@ def detection_scenes(split, n, image_size=128, seed=0, categories=5):
                 labels[i].append(int(drawn["category"][i]))
     return BoxSet("scenes", list(images), [torch.stack(b) for b in boxes], [torch.tensor(v) for v in labels],
                   [torch.zeros(len(v), dtype=torch.bool) for v in labels], [f"shape {i}" for i in range(categories)])
-
-
-# -------------------------------------------------------------------------------------------- pairs
-
-
-@dataclass
-class Pairs:
-    """A pool of images and the rule that makes pairs of them.
-
-    kind: "augmented" | "semantic" | "list". For a list, `rows` (R, 2) holds image indices of its pairs.
-    false_pairs: the share of semantic partners that is drawn from another category instead.
-    semantic_share: the share of pairs that is semantic; the others are augmented.
-    """
-
-    pool: ImageSet
-    kind: str
-    seed: int
-    rows: torch.Tensor = None
-    false_pairs: float = 0.0
-    semantic_share: float = 1.0
-
-    def __len__(self):
-        """Pairs in an epoch: one for each image of the pool, or for each row of the list."""
-        return len(self.pool) if self.rows is None else len(self.rows)
-
-    def epoch(self, epoch):
-        """Image indices (anchor (M,), partner (M,)) of one epoch: a function of seed and epoch alone."""
-        draw = lambda name: stream(name, self.seed, epoch)
-        order = torch.randperm(len(self), generator=draw("order"))
-        anchor = order if self.rows is None else self.rows[order, 0]
-        if self.kind == "augmented":
-            return anchor, anchor
-        partner = self.rows[order, 1] if self.kind == "list" else semantic_partners(self.pool.labels, draw("partner"))[anchor]
-        if self.false_pairs:
-            wrong = torch.rand(len(anchor), generator=draw("which are false")) < self.false_pairs
-            partner = torch.where(wrong, false_partners(self.pool.labels, draw("false partner"))[anchor], partner)
-        if self.semantic_share < 1:
-            partner = torch.where(torch.rand(len(anchor), generator=draw("which are semantic")) < self.semantic_share, partner, anchor)
-        return anchor, partner
-
-    def rates(self, epoch):
-        """What an epoch's pairs really are, {name: share or None where categories are not known}:
-
-        semantic_rate: pairs of two images; false_rate: those of them with two categories; same_class_rate: the
-        chance that an anchor and the second image of any other pair share a category, which is the rate of
-        negatives of the anchor's own class in SimCLR's batch and MoCo's queue (expected: the order is random).
-        """
-        anchor, partner = self.epoch(epoch)
-        semantic = anchor != partner
-        rates = {"semantic_rate": semantic.float().mean().item(), "false_rate": None, "same_class_rate": None}
-        if len(self.pool.classes) > 1 and self.pool.labels.ndim == 1:
-            a, b = self.pool.labels[anchor], self.pool.labels[partner]
-            share = lambda y: torch.bincount(y, minlength=len(self.pool.classes)) / len(y)
-            rates |= {"false_rate": (a != b)[semantic].float().mean().item() if semantic.any() else 0.0,
-                      "same_class_rate": (share(a) * share(b)).sum().item()}
-        return rates
-
-
-def semantic_partners(labels, generator):
-    """For each image (N,) another one of its class, uniform over the n_c - 1 others.
-
-    With the class written as a row of n_c places: a draw u in [0, n_c - 2], moved up by one from the
-    anchor's own place on, hits each other place equally often and never the anchor. No rejection.
-    """
-    by_class, place = torch.argsort(labels, stable=True), rank_in_class(labels)
-    counts = torch.bincount(labels)
-    start = (counts.cumsum(0) - counts)[labels]
-    u = (torch.rand(len(labels), generator=generator, dtype=torch.float64) * (counts[labels] - 1)).long()
-    return by_class[start + u + (u >= place)]
-
-
-def false_partners(labels, generator):
-    """For each image (N,) one of another class, uniform over all of those; with one class only, itself.
-
-    As semantic_partners: a draw among the N - n_c places outside the class's row is moved past that row.
-    """
-    by_class, counts = torch.argsort(labels, stable=True), torch.bincount(labels)
-    own, start = counts[labels], (counts.cumsum(0) - counts)[labels]
-    u = (torch.rand(len(labels), generator=generator, dtype=torch.float64) * (len(labels) - own)).long()
-    return by_class[u + own * (u >= start)] if len(counts) > 1 else torch.arange(len(labels))
-
-
-def load_pairs(args):
-    """The Pairs that the command line asks for: options --pairs, --arm, --data and those that shape pool and pairs."""
-    if args.pairs in ("augmented", "semantic"):
-        pool = load_images(args.data, "train", args.image_size, args.limit, args.seed, args.root, args.download, args.skip_bad, args.cache)
-        source = make_pairs(args.pairs, pool, args.seed)
-    elif args.data is not None and not Path(args.data).is_dir():
-        raise UserError(f"--pairs {args.pairs} with --data {args.data}: a list's paths need a folder")
-    else:
-        source = read_pair_list(args.pairs, args.data, args.arm, args.image_size, args.limit, args.seed, args.skip_bad, args.cache)
-    if args.false_pairs and len(source.pool.classes) < 2:
-        raise UserError(f"--false-pairs {args.false_pairs}: {source.pool.name} has no two categories to draw false partners from")
-    return replace(source, false_pairs=args.false_pairs, semantic_share=args.semantic_share)
-
-
-def make_pairs(kind, pool, seed):
-    """Pairs of kind "augmented" or "semantic" over a labelled pool.
-
-    Raises UserError when semantic pairs are asked of a class with a single image.
-    """
-    if pool.labels.ndim > 1:
-        raise UserError(f"{pool.name} has images of several classes: make a pair list and name it with --pairs FILE.csv")
-    if kind == "semantic":
-        lonely = (torch.bincount(pool.labels, minlength=len(pool.classes)) == 1).nonzero()[:, 0].tolist()
-        if lonely:
-            names = ", ".join(pool.classes[i] for i in lonely[:5]) + (" ..." if len(lonely) > 5 else "")
-            raise UserError(f"--pairs semantic: {len(lonely)} class(es) of {pool.name} have one image only, so no "
-                            f"partner: {names}; add images, remove the class or raise --limit")
-    return Pairs(pool, kind, seed)
-
-
-def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=None, seed=0, skip_bad=False, cache=None):
-    """Pairs of a curated list: a CSV with columns image_a, image_b and, optionally, category and keep.
-
-    Paths are relative to `folder`, else to the file's own. Rows with keep = 0 are left out. arm "augmented" pairs
-    each row's anchor image_a with itself: the matched baseline, equal in anchors, order and number of pairs. Both
-    arms load the images of both columns. `limit` keeps the first rows; `skip_bad` leaves out pairs with an image
-    that cannot be read. Raises UserError with the row of a mistake.
-    """
-    table, folder = read_rows(file, folder)
-    table, index, category = [row for row in table if row["keep"]][:limit], {}, {}
-    if not table:
-        raise UserError(f"{file}: no pairs in it")
-    for row in table:
-        for column in ("image_a", "image_b"):
-            if not row[column].is_file():
-                raise UserError(f"{file}, line {row['line']}, {column}: no image {row[column]}; paths are relative to {folder}")
-            index.setdefault(row[column], len(index))
-            category.setdefault(row[column], row["category"])  # of an image in two rows, the first one's
-    rows = torch.tensor([[index[row["image_a"]], index[row["image_b"]]] for row in table])
-    images, kept = cached(list(index), len(index), image_size, f"reading the images of {Path(file).name}", skip_bad, cache)
-    place = torch.full((len(index),), -1).index_copy(0, kept, torch.arange(len(kept)))
-    rows = place[rows][(place[rows] >= 0).all(1)]
-    classes = sorted(set(category.values())) if all(category.values()) else [Path(file).stem]
-    labels = torch.tensor([classes.index(c) if len(classes) > 1 else 0 for c in category.values()])
-    pool = ImageSet(Path(file).stem, images, labels[kept], classes)
-    return Pairs(pool, {"semantic": "list", "augmented": "augmented"}[arm], seed, rows)
-
-
-def read_rows(file, folder=None):
-    """The rows of a pair list as dicts (image_a and image_b as paths, category, keep as bool, line), and their folder."""
-    file, folder = Path(file), Path(folder or Path(file).parent)
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; a pair list is a CSV with columns image_a,image_b")
-    with open(file, newline="", encoding="utf-8-sig") as opened:
-        reader = csv.DictReader(opened)
-        if not {"image_a", "image_b"} <= set(reader.fieldnames or ()):
-            raise UserError(f"{file}: the first line must name the columns image_a,image_b; it has {reader.fieldnames}")
-        return [{"image_a": folder / (row["image_a"] or ""), "image_b": folder / (row["image_b"] or ""), "category": (row.get("category") or "").strip(),
-                 "keep": (row.get("keep") or "1").strip() != "0", "line": reader.line_num} for row in reader], folder
-
-
-def batches(pairs, epoch, batch_size, view1, view2, device, images=None):
-    """Yields the epoch's batches (x1, x2), each float (batch_size, 3, S, S), augmented on `device`.
-
-    x1 shows the anchors under `view1`, x2 the partners under `view2`. The last, smaller batch is dropped:
-    batch statistics and MoCo's queue need equal batches. `images` is the pool, if already on the device. Of
-    several processes each gets its share of every batch, batch_size / processes pairs.
-    """
-    images = place(pairs.pool.images, device) if images is None else images
-    anchor, partner = (index.to(images.device) for index in pairs.epoch(epoch))
-    rank, world = rank_and_world()
-    share, generator = batch_size // world, stream("augment", pairs.seed, epoch, *[rank] * (world > 1))
-    slices = [slice(i + rank * share, i + (rank + 1) * share) for i in range(0, len(pairs) - batch_size + 1, batch_size)]
-    if images.device.type == torch.device(device).type:
-        taken = ((images[anchor[rows]], images[partner[rows]]) for rows in slices)
-    else:
-        taken = streamed(images, [(anchor[rows], partner[rows]) for rows in slices], device)
-    for a, b in taken:
-        if view1 == view2:  # in one go, as every operation costs a launch
-            yield augment(torch.cat([a, b]), view1, generator).chunk(2)
-        else:
-            yield augment(a, view1, generator), augment(b, view2, generator)
-
-
-def place(images, device, share=0.6):
-    """Images on the device, or left where they are (mapped from disk) when they would take over `share` of a GPU's free memory."""
-    device = torch.device(device)
-    if device.type == "cuda" and images.nbytes > share * torch.cuda.mem_get_info(device)[0]:
-        print(f"{images.nbytes / 1e9:.1f} GB of images do not fit on {device}: streamed from disk", flush=True)
-        return images
-    return images.to(device)
-
-
-def streamed(images, index, device):
-    """Yields (images[a], images[b]) on the device for each (a, b) of index; a thread gathers the next ones meanwhile,
-    into pinned memory, from which a GPU copies while it computes."""
-    pin = torch.device(device).type == "cuda"
-    gather = lambda rows: images[rows].pin_memory() if pin else images[rows]
-    with ThreadPoolExecutor(1) as thread:
-        ahead = thread.submit(lambda pair: tuple(map(gather, pair)), index[0])
-        for following in [*index[1:], None]:
-            now = ahead.result()
-            if following is not None:
-                ahead = thread.submit(lambda pair: tuple(map(gather, pair)), following)
-            yield tuple(x.to(device, non_blocking=True) for x in now)
-
-
-# ------------------------------------------------------------------------------------- augmentation
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """One view's transforms, in the order of application. p_* are probabilities per image."""
-
-    crop: tuple = (0.08, 1.0)  # range of the crop's share of the image area
-    p_flip: float = 0.5
-    jitter: tuple = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue: torchvision's meaning
-    p_jitter: float = 0.8
-    p_gray: float = 0.2
-    p_blur: float = 0.0
-    sigma: tuple = (0.1, 2.0)  # of the blur, in pixels
-    p_solarize: float = 0.0
-
-    SWITCHES = {"crop": {"crop": None}, "flip": {"p_flip": 0.0}, "jitter": {"p_jitter": 0.0},
-                "gray": {"p_gray": 0.0}, "blur": {"p_blur": 0.0}, "solarize": {"p_solarize": 0.0}}
-
-    def without(self, names):
-        """The same view with some transforms off: any of crop, flip, jitter, gray, blur, solarize."""
-        for name in names:
-            if name not in self.SWITCHES:
-                raise UserError(f"--without {name}: choose from {', '.join(self.SWITCHES)}")
-            self = replace(self, **self.SWITCHES[name])
-        return self
-
-
-def make_views(args, image_size):
-    """The two views that the options --crop-min, --jitter, --gray, --blur, --solarize, --without describe."""
-    blur = args.blur or ([0.5, 0.5] if image_size >= 64 else [0.0, 0.0])
-    off = [name for name in args.without.split(",") if name]
-    if args.jitter[3] > 0.5:
-        raise UserError(f"--jitter: the hue's strength, {args.jitter[3]}, is more than half a turn, 0.5")
-    return [Augmentation(crop=(args.crop_min, 1.0), jitter=tuple(args.jitter), p_gray=args.gray, p_blur=blur[i],
-                         p_solarize=args.solarize[i]).without(off) for i in (0, 1)]
-
-
-def draw(view, n, size, generator):
-    """Everything that is random in n views of size pixels, drawn on the CPU, so that every device sees the same.
-
-    Returns a dict of tensors, one row an image: box (N, 4) of the crop (see random_boxes); factors (N, 4) of brightness,
-    contrast, saturation, and the hue's shift in turns; order (N, 4), in which those four come; sigma of the blur in
-    pixels; and whether it gets each of flip, jitter, gray, blur, solarize.
-    """
-    u = lambda low, high, *shape: uniform(low, high, (n, *shape), generator)
-    hue = view.jitter[3]
-    return {
-        "box": random_boxes(n, size, view.crop, generator),
-        "flip": u(0, 1) < view.p_flip,
-        "jitter": u(0, 1) < view.p_jitter,
-        "factors": torch.stack([*(u(max(0, 1 - s), 1 + s) for s in view.jitter[:3]), u(-hue, hue)], 1),
-        "order": u(0, 1, 4).argsort(1),
-        "gray": u(0, 1) < view.p_gray,
-        "blur": u(0, 1) < view.p_blur,
-        "sigma": u(*view.sigma),
-        "solarize": u(0, 1) < view.p_solarize,
-    }
-
-
-def augment(images, view, generator, at_once=256 * 3 * 32**2):
-    """A batch uint8 (N, 3, S, S) under one view: float32 (N, 3, S, S), ImageNet-normalised, same device.
-
-    Every parameter is drawn for each image by itself; the distribution is that of torchvision's
-    RandomResizedCrop, RandomHorizontalFlip, ColorJitter, RandomGrayscale, GaussianBlur, RandomSolarize
-    applied image by image, at the speed of a few operations on the whole batch (on a CPU on parts of it, of
-    `at_once` numbers and no less than 8 images, which its cache takes better).
-    """
-    n, size = len(images), images.shape[-1]
-    draws, out = draw(view, n, size, generator), torch.empty_like(images, dtype=torch.float32)
-    part = max(8, at_once // (3 * size**2)) if images.device.type == "cpu" else n
-    for rows in (slice(i, i + part) for i in range(0, n, part)):
-        d = {name: drawn[rows] for name, drawn in draws.items()}
-        x = resized_crop(images[rows], d["box"], d["flip"])
-        x = color_jitter(x, d["jitter"], d["factors"], d["order"])
-        x = on_some(x, d["gray"], grayscale)
-        x = on_some(x, d["blur"], gaussian_blur, d["sigma"])
-        x = on_some(x, d["solarize"], solarize)
-        normalize(x, out=out[rows])
-    return out
-
-
-def normalize(x, out=None):
-    """Images, uint8 or float in [0, 1], to the float input of every backbone here: ImageNet mean and std."""
-    x = x / 255 if x.dtype == torch.uint8 else x
-    mean, std = (constant(v, x.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return torch.sub(x, mean, out=out).div_(std)
-
-
-def on_some(x, chosen, transform, *draws):
-    """Replaces the chosen (N,) images of the batch, in place, by transform(images, *their rows of the draws)."""
-    rows = chosen.nonzero()[:, 0]
-    there = send(rows, x.device)
-    return x.index_copy_(0, there, transform(x.index_select(0, there), *(drawn[rows] for drawn in draws))) if len(rows) else x
-
-
-def random_boxes(n, size, area, generator, ratio=(3 / 4, 4 / 3), tries=10):
-    """The boxes of RandomResizedCrop: float (n, 4), whole pixels top, left, height, width, in images of side `size`.
-
-    As torchvision: the first of ten draws of area (a share of the image's) and log-uniform aspect ratio that
-    fits, else the whole image. area None switches the crop off.
-    """
-    area = area or (1, 1)
-    ratio = ratio if area != (1, 1) else (1, 1)
-    target = uniform(*area, (n, tries), generator) * size**2
-    aspect = torch.exp(uniform(math.log(ratio[0]), math.log(ratio[1]), (n, tries), generator))
-    width, height = torch.sqrt(target * aspect).round(), torch.sqrt(target / aspect).round()
-    fits = (width > 0) & (width <= size) & (height > 0) & (height <= size)
-    first = fits.float().argmax(1, keepdim=True)
-    width, height = (torch.where(fits.any(1), v.gather(1, first)[:, 0], float(size)) for v in (width, height))
-    left, top = ((torch.rand(n, generator=generator) * (size - v + 1)).floor() for v in (width, height))
-    return torch.stack([top, left, height, width], 1)
-
-
-def resized_crop(images, box, flip):
-    """The box (N, 4) of each image (see random_boxes), resized to the full side S, bilinear, and mirrored where flip (N,).
-
-    uint8 (N, 3, S, S) -> float (N, 3, S, S) in [0, 1]. A box is never larger than what it becomes, so there is
-    nothing for antialiasing to do. Outside the box its border is repeated: neighbours do not leak in.
-    """
-    n, _, size, _ = images.shape
-    box = send(torch.cat([box, flip[:, None]], 1), images.device)
-    top, left, height, width, flip = box.T[..., None]
-    middles = (torch.arange(size, device=images.device) + 0.5) / size
-
-    def places(start, length):  # of the output's pixels in the image, from -1 to 1 as grid_sample wants them
-        inside = (middles * length).clamp(min=0.5).minimum(length - 0.5)
-        return (start + inside) * 2 / size - 1
-
-    y, x = places(top, height), places(left, width)
-    x = torch.where(flip > 0, x.flip(1), x)
-    grid = torch.stack([x[:, None].expand(n, size, size), y[:, :, None].expand(n, size, size)], 3)
-    return F.grid_sample(images / 255, grid, align_corners=False)
-
-
-def color_jitter(x, chosen, factors, order):
-    """Brightness, contrast, saturation and hue of the chosen (N,) images, in place, each in its own order (torchvision's
-    ColorJitter); factors and order (N, 4) as drawn.
-
-    With a factor f, the first three are f x, f x + (1 - f) mean(gray(x)) and f x + (1 - f) gray(x). The images are
-    sorted by the place of hue, the costly one, among the four, so that it is computed once, for all of them; the k-th
-    of the other three comes before it in the images from after[k] on, and after it in those up to after[k].
-    """
-    place = (order == 3).int().argmax(1)
-    rows = torch.where(chosen, place, 4).argsort()[: int(chosen.sum())]
-    after = torch.bincount(place[rows], minlength=4).cumsum(0).tolist()
-    order, factors = order[rows], factors[rows]
-    others = order[order != 3].view(-1, 3)  # [i, k]: the k-th operation on image i, but for hue
-    f = factors.gather(1, others)
-    weights = torch.stack([f, (1 - f) * (others == 1), (1 - f) * (others == 2)])
-    weights, there, shift = (send(v, x.device) for v in (weights, rows, factors[:, 3]))
-    y = x.index_select(0, there)
-
-    def blend(k, images):  # of a slice of y
-        of_image, of_mean, of_gray = weights[:, images, k, None, None, None]
-        gray = luma(y[images])
-        mean = gray.mean((2, 3), keepdim=True)
-        y[images].mul_(of_image).add_(gray.mul_(of_gray).add_(mean.mul_(of_mean))).clamp_(0, 1)
-
-    for k in range(3):
-        blend(k, slice(after[k], None))
-    if factors[:, 3].any():
-        y = shift_hue(y, shift[:, None, None, None])
-    for k in range(3):
-        blend(k, slice(after[k]))
-    return x.index_copy_(0, there, y)
-
-
-def luma(x):
-    """Brightness (N, 1, H, W) of RGB images, ITU-R 601-2 as in torchvision and PIL."""
-    r, g, b = x.split(1, 1)
-    return (LUMA[0] * r).add_(g, alpha=LUMA[1]).add_(b, alpha=LUMA[2])
-
-
-def shift_hue(x, shift):
-    """Turns the hue of RGB images (N, 3, H, W) in [0, 1] by shift (N, 1, 1, 1), in turns of the circle.
-
-    With C = max - min and red at 0, green at 2, blue at -2 sixths of a turn, the hue is 1 + (g + b - r - min) / C sixths
-    from red, towards green where g > b. Where d is its distance from a channel's place, that channel is
-    min + C clamp(||d| - 3| - 1, 0, 1) (Smith 1978, HSV and back without branches).
-    """
-    r, g, b = x.split(1, 1)
-    low, high = torch.minimum(r, g).minimum(b), torch.maximum(r, g).maximum(b)
-    chroma = high.sub_(low).clamp_(min=1e-9)  # so that the hue of gray is a number, whichever
-    hue = (g + b).sub_(r).sub_(low).div_(chroma).add_(1).copysign_(g - b).add_(6 * shift)
-    hue.sub_((hue / 6).round_(), alpha=6)  # between -3 and 3
-    d = hue - constant((0.0, 2.0, -2.0), x.device)[:, None, None]
-    return d.abs_().sub_(3).abs_().clamp_(1, 2).mul_(chroma).add_(low.sub_(chroma))
-
-
-def grayscale(x):
-    """RGB to three equal channels of luma."""
-    return luma(x).expand_as(x)
-
-
-def gaussian_blur(x, sigma):
-    """Gaussian blur of images (N, 3, S, S) with a sigma (N,) in pixels for each, reflected border.
-
-    The kernel is SimCLR's, a tenth of the side wide, or four of the largest sigmas to each side, if that is less: the
-    weights beyond sum to less than 1e-4.
-    """
-    n, channels, size, _ = x.shape
-    half = min(max(1, size // 20), math.ceil(4 * sigma.max()))
-    offsets = torch.arange(-half, half + 1, device=x.device)
-    kernel = torch.exp(-0.5 * (offsets / send(sigma, x.device)[:, None]) ** 2)
-    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)[:, None]  # (3 N, 1, taps)
-    flat = F.pad(x, [half] * 4, mode="reflect").reshape(1, n * channels, size + 2 * half, size + 2 * half)
-    if x.device.type == "cpu":  # faster there; on a GPU cuDNN would take over, and plan anew for every other number of images
-        flat = flat.contiguous(memory_format=torch.channels_last)
-    flat = F.conv2d(flat, kernel[..., None], groups=n * channels)
-    return F.conv2d(flat, kernel[:, :, None], groups=n * channels).view(x.shape)
-
-
-def solarize(x, threshold=0.5):
-    """Inverts the pixels at or above the threshold."""
-    return torch.where(x >= threshold, 1 - x, x)
-
-
-# ------------------------------------------------------------------------------------------ picture
-
-
-def pyplot():
-    """matplotlib.pyplot, imported only where a picture is drawn, without a window."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot
-
-    return matplotlib.pyplot
-
-
-def save_picture(path, source, view1, view2, columns=10):
-    """Writes a grid of pairs: augmented above, semantic (or the list's) below; images above, views under them."""
-    plt = pyplot()
-
-    semantic = "semantic" if source.rows is None else "list"
-    counts = torch.bincount(source.pool.labels)
-    kinds = ["augmented"] + [semantic] * (semantic == "list" or bool((counts != 1).all()))
-    columns = min(columns, len(source))
-    captions = {"augmented": "augmented pairs: two views of one image", "semantic": "semantic pairs: two images of one category",
-                "list": "pairs of the curated list"}
-    figure = plt.figure(figsize=(columns, 4.4 * len(kinds)), layout="constrained")
-    mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    for block, kind in zip(figure.subfigures(len(kinds), 1, squeeze=False)[:, 0], kinds):
-        block.suptitle(captions[kind], fontsize=11)
-        anchor, partner = (index[:columns] for index in replace(source, kind=kind).epoch(0))
-        generator = stream("picture", source.seed)
-        a, b = source.pool.images[anchor], source.pool.images[partner]
-        x1, x2 = (augment(images, view, generator) * std + mean for images, view in ((a, view1), (b, view2)))
-        axes = block.subplots(4, columns, squeeze=False)
-        for title, images, row in zip(("anchor", "partner", "view 1", "view 2"), (a / 255, b / 255, x1, x2), axes):
-            row[0].set_ylabel(title, fontsize=9)
-            for image, axis in zip(images, row):
-                axis.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
-                axis.set_xticks([]), axis.set_yticks([])
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
 
 
 # ----------------------------------------------------------------------------------------- curation
