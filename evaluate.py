@@ -1205,7 +1205,7 @@ def compare(runs, by=(), only=()):
         for name in by:
             if name not in vars_of(config):
                 raise UserError(f"--by {name}: no option of {run}; its options are {', '.join(vars_of(config))}")
-        ablated = "".join(f", {name} {'none' if config[name] in ('', None) else config[name]}" for name in by)
+        ablated = "".join(f", {name} {config[name] or 'nothing'}" for name in by)
         groups.setdefault((config["method"] or config["backbone"], data_of(config) + ablated), []).append((run, config, json.loads(file.read_text())))
     rows = []
     for (method, data), members in groups.items():
@@ -1277,28 +1277,35 @@ def write_comparison(rows, folder):
 
 
 def draw_comparison(rows, path, panels=6):
-    """A picture of the first measures (accuracies, AP50): methods side by side, a point for each seed, a bar at the mean."""
+    """A picture of the first measures (accuracies, AP50), those on held-out categories first: a point for each seed, a bar
+    at the mean. A panel for each measure, methods side by side; of several data sets or options, which then stand side by
+    side, a panel for each method too."""
     plt = pairs.pyplot()
     rows = [row for row in rows if not row["measure"].startswith(("share of", "detect AP "))] or rows
-    shown = list(dict.fromkeys(row["measure"] for row in rows))[:panels]
+    rows = sorted(rows, key=lambda row: "held-out" not in row["measure"])
     several = len({row["data"] for row in rows}) > 1
-    label = {row["data"]: ("\n" + row["data"].replace(", ", "\n").replace(",", ",\n")) * several for row in rows}
-    inches = max(0.95, 0.07 * max(len(line) for text in label.values() for line in text.splitlines() or [""]))  # a column's
-    width = max(4.2, inches * max(sum(row["measure"] == measure for row in rows) for measure in shown))
-    figure, axes = plt.subplots(math.ceil(len(shown) / 3), min(3, len(shown)), figsize=(width * min(3, len(shown)), 3.4 * math.ceil(len(shown) / 3)), squeeze=False)
-    for axis, measure in zip(axes.flat, shown):
-        here = [row for row in rows if row["measure"] == measure]
+    shown = {}  # title: its rows
+    for row in rows:
+        head, _, data = row["measure"].partition(" ")
+        title = f"{ {'linear': 'linear probe', 'knn': 'weighted kNN', 'transfer': 'linear probe', 'finetune': 'fine-tuned'}.get(head, head)}: {data}"
+        shown.setdefault(f"{row['method']}, {title}" if several else title, []).append(row)
+    shown = dict(list(shown.items())[:panels])
+    label = {row["data"]: row["data"].removeprefix("scenes, ").replace(", ", "\n").replace(",", ",\n") for row in rows}
+    columns, width = math.ceil(len(shown) / math.ceil(len(shown) / 3)), max(3.8, 0.9 * max(map(len, shown.values())))
+    columns = 2 if len(shown) == 4 else columns
+    figure, axes = plt.subplots(math.ceil(len(shown) / columns), columns, figsize=(width * columns, 3.2 * math.ceil(len(shown) / columns)), squeeze=False, sharey=True)
+    for axis, (title, here) in zip(axes.flat, shown.items()):
         for x, row in enumerate(here):
-            for arm, offset in (("untrained", 0), ("any", 0), ("augmented", -0.15), ("semantic", 0.15)):
+            for arm, offset in (("untrained", -0.25), ("any", 0), ("augmented", 0), ("semantic", 0.25)):
                 values = list(row.get(arm, {}).values())
                 if values:
                     color = ARM_COLORS.get(arm, "black")
                     axis.plot([x + offset] * len(values), values, "o", ms=4, color=color, alpha=0.7, label=arm if x == 0 else None)
-                    axis.hlines(np.mean(values), x + offset - 0.12, x + offset + 0.12, color=color)
-        axis.set_xticks(range(len(here)), [row["method"] + label[row["data"]] for row in here], fontsize=8)
+                    axis.hlines(np.mean(values), x + offset - 0.1, x + offset + 0.1, color=color)
+        axis.set_xticks(range(len(here)), [label[row["data"]] if several else row["method"] for row in here], fontsize=8)
         if here[0]["chance"]:
             axis.axhline(here[0]["chance"], color="0.6", ls=":", lw=1, label="chance")
-        axis.set_title(measure, fontsize=9), axis.set_ylim(bottom=0), axis.set_xlim(-0.5, len(here) - 0.5), axis.grid(axis="y", alpha=0.3)
+        axis.set_title(title, fontsize=9), axis.set_ylim(0, 1), axis.set_xlim(-0.5, len(here) - 0.5), axis.grid(axis="y", alpha=0.3)
     for axis in axes.flat[len(shown) :]:
         axis.axis("off")
     handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels())}
@@ -1310,7 +1317,7 @@ def draw_comparison(rows, path, panels=6):
 
 def draw_invariance(runs, path):
     """A picture of the shares in the runs' result.json: a panel for each method, a row for each factor, a point for
-    each run, the mean larger; factors inside the augmentation pipeline above, those outside it below."""
+    each run, the mean larger; factors that the augmentation has, or imitates, above, the others below."""
     plt, by_method = pairs.pyplot(), {}
     for run in map(Path, runs):
         config = read_config(run)
@@ -1326,12 +1333,14 @@ def draw_invariance(runs, path):
             series = [("untrained", "untrained", tables)] + [(arm, "share", [t for t in tables if t[0] == arm]) for arm in dict.fromkeys(a for a, _ in tables)]
             for label, key, chosen in series:
                 values = np.array([[table[f][key] for f in factors] for _, table in chosen])
-                color, rows = ARM_COLORS.get(label, "black"), np.arange(len(factors))
+                color, rows = ARM_COLORS.get(label, "black"), np.arange(len(factors)) + {"augmented": 0.12, "semantic": -0.12}.get(label, 0)
                 axis.plot(values.mean(0), rows, "o", color=color, ms=7, label=label)
                 axis.plot(values.T, rows, ".", color=color, alpha=0.4, ms=4)
-            axis.set_yticks(rows, factors, fontsize=8), axis.set_xlim(0, 1), axis.grid(alpha=0.3)
+            axis.set_yticks(range(len(factors)), factors, fontsize=8), axis.set_xlim(-0.03, 1), axis.grid(alpha=0.3)
             axis.axhline(outside - 0.5, color="black", lw=0.8)
-            axis.text(0.02, outside - 0.45, "inside the pipeline", fontsize=6, va="bottom"), axis.text(0.02, outside - 0.55, "outside", fontsize=6, va="top")
+            if column == len(by_method) - 1:
+                for text, low, high in (("not imitated", 0, outside), ("imitated by\naugmentation", outside, len(factors))):
+                    axis.text(1.03, (low + high - 1) / 2, text, fontsize=8, rotation=270, va="center")
             axis.set_title(f"{method}: {next(n for _, s in members for n in s if n.startswith(kind))}", fontsize=8)
     for axis in axes[-1]:
         axis.set_xlabel("share (0: ignored, 0.5: as the category)", fontsize=8)

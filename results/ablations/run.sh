@@ -40,6 +40,6 @@ compare() {
 }
 base=results/scenes here=results/ablations
 compare curation "" $base/simclr-{augmented,semantic}-scenes-seed[0-2] $here/simclr-semantic-{share,false}*-scenes-seed[0-2]
-methods=$(for method in simclr moco byol simsiam; do echo $base/$method-*-scenes-seed[0-2] $here/$method-*-without-*-scenes-seed[0-2]; done)
+methods=$(for method in simclr moco byol simsiam; do echo $base/$method-*-scenes-seed[0-2] $here/$method-*-without-{crop,jitter-gray,crop-flip-jitter-gray}-scenes-seed[0-2]; done)
 compare augmentation without $methods
 compare architecture backbone $base/simclr-{augmented,semantic}-scenes-seed[0-2] $here/simclr-*-{shufflenet_v2_x0_5,regnet_x_400mf}-scenes-seed[0-2]

@@ -21,4 +21,4 @@ for run in runs/{simclr,moco,byol,simsiam}-*-"$(basename "$cifar")"-seed[0-4]; d
   mkdir -p "results/transfer/$(basename "$run")"
   cp "$run"/{config.json,result.json,log.jsonl} "results/transfer/$(basename "$run")/"
 done
-"$python" evaluate.py compare results/transfer/{simclr,moco,byol,simsiam}-* --out results/transfer
+"$python" evaluate.py compare results/transfer/{simclr,moco,byol,simsiam}-*-seed[0-4] --out results/transfer
