@@ -6,10 +6,11 @@
 
     x1, x2   two views (N, 3, S, S): of one image, or of two images of one category
     h        backbone features (N, width): what evaluation uses
-    z        projections (N, d): of the online network, and of the target network (no gradient)
-    p        predictions (N, d) of the target's z of the other view
+    z        projections (N, d) of the online network
+    t        projections (N, d) of the target network, a constant to the loss
+    p        predictions (N, d), from z, of the other view's t
 
-What changes relative to simsiam.py: the constant z comes from a slowly moving copy of the network.
+What changes relative to simsiam.py: what is predicted, t, comes from a slowly moving copy of the network.
 
 Deviations from the paper and its official code
   1. SGD with momentum by default: batches here are 64-512, LARS (--optimizer lars) is for thousands.
@@ -38,7 +39,7 @@ import pairs
 
 # ------------------------------------------------------------------------------------------- CONFIG
 
-# defaults: on the embedded scenes, and on photographs (no official CIFAR recipe: lightly's, with the paper's tau)
+# defaults: on the embedded scenes, and on photographs (no official CIFAR recipe: lightly's, with the paper's tau for 100 and 300 epochs)
 RECIPES = {
     "scenes": dict(backbone="convnet", epochs=30, batch_size=64, lr=0.25, weight_decay=5e-4,
                    crop_min=0.5, jitter=[0.2, 0.2, 0.8, 0.5], solarize=[0.0, 0.0], hidden_dim=1024, projection_dim=256, ema_decay=0.99, warmup_epochs=0),
@@ -115,7 +116,7 @@ class BYOL(nn.Module):
 
     @torch.no_grad()
     def target_projection(self, x):
-        """The target's z (N, d); its BatchNorm uses the statistics of this batch, as the official code does."""
+        """The target's t (N, d); its BatchNorm uses the statistics of this batch, as the official code does."""
         return self.target(x)
 
     @torch.no_grad()
@@ -196,9 +197,9 @@ def train(model, optimizer, source, view1, view2, run, args):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            model.update_target(target_decay(run.step, total, args.ema_decay))  # after the step
-            run.log(epoch, loss, lr, z1)
-        run.save(epoch + 1)
+            model.update_target(target_decay(run.step, total, args.ema_decay))  # after the optimiser's step
+            run.log(epoch, loss, lr, z1)  # counts the step: run.step + 1
+        run.save(epoch + 1)  # at most every 20 seconds, and at the end
 
 
 # --------------------------------------------------------------------------------------------- main

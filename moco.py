@@ -6,10 +6,11 @@
 
     x1, x2   two views (N, 3, S, S): of one image, or of two images of one category
     h        backbone features (N, width): what evaluation uses
-    q, k     query and key (N, d): embeddings of x1 by the encoder, of x2 by its slow copy; unit length
+    q, k     query and key (N, d): embeddings of x1 by the encoder, of x2 by its slow copy; the loss normalises them
     queue    (K, d), the K latest keys: the negatives
 
-What changes relative to simclr.py: a key encoder that follows slowly, a queue of negatives, one direction.
+What changes relative to simclr.py: a key encoder that follows slowly, a queue of negatives, and a loss in one direction,
+from x1 to x2.
 
 BatchNorm must not leak which key belongs to which query (the encoder could cheat by recognising the statistics
 of its own batch; MoCo, Sec. 3.3). The paper spreads a batch over 8 GPUs, each with its own statistics, and
@@ -138,11 +139,13 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def keys(self, x):
-        """Keys (N, d) of x (N, 3, S, S), their BatchNorm parts unrelated to the queries' parts, among all processes."""
-        (rank, world), x = pairs.rank_and_world(), evaluate.gather(x)
+        """Keys (N, d) of x (N, 3, S, S), encoded in another order, so that a key's BatchNorm part says nothing of its query."""
+        rank, world = pairs.rank_and_world()  # (0, 1) on a single GPU
+        x = evaluate.gather(x)  # the images of all processes
         shuffle = evaluate.same_on_all(torch.randperm(len(x), device=x.device))
-        k = evaluate.gather(self.key_encoder(x[shuffle.chunk(world)[rank]]))
-        return k[shuffle.argsort()].chunk(world)[rank]
+        k = self.key_encoder(x[shuffle.chunk(world)[rank]])  # of this process's share of the shuffled images
+        k = evaluate.gather(k)[shuffle.argsort()]  # all keys, in the order of x again
+        return k.chunk(world)[rank]
 
     @torch.no_grad()
     def update_key_encoder(self, decay):
@@ -199,7 +202,7 @@ def train(model, optimizer, source, view1, view2, run, args):
                 group["lr"] = lr
             with evaluate.autocast(device):
                 q = network(x1)
-                model.update_key_encoder(args.ema_decay)
+                model.update_key_encoder(args.ema_decay)  # before the keys, as in the official code
                 k = model.keys(x2)
             loss = info_nce(q.float(), k.float(), model.queue, args.temperature)
 
@@ -207,8 +210,8 @@ def train(model, optimizer, source, view1, view2, run, args):
             loss.backward()
             optimizer.step()
             model.enqueue(evaluate.gather(k.float()))  # only now: a key must not be its own query's negative
-            run.log(epoch, loss, lr, q)
-        run.save(epoch + 1)
+            run.log(epoch, loss, lr, q)  # counts the step: run.step + 1
+        run.save(epoch + 1)  # at most every 20 seconds, and at the end
 
 
 # --------------------------------------------------------------------------------------------- main

@@ -115,7 +115,7 @@ class SimSiam(nn.Module):
 
 
 def zero_last_gamma(backbone):
-    """Starts each residual block of a ResNet as the identity (official: zero_init_residual=True)."""
+    """Starts each residual block of a ResNet as the identity (official: zero_init_residual=True). The convnet has none."""
     for block in backbone.modules():
         if isinstance(block, torchvision.models.resnet.Bottleneck):
             nn.init.zeros_(block.bn3.weight)
@@ -163,8 +163,8 @@ def train(model, optimizer, source, view1, view2, run, args):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            run.log(epoch, loss, lr, z1)
-        run.save(epoch + 1)
+            run.log(epoch, loss, lr, z1)  # counts the step: run.step + 1
+        run.save(epoch + 1)  # at most every 20 seconds, and at the end
 
 
 # --------------------------------------------------------------------------------------------- main
@@ -178,7 +178,7 @@ def main():
 
     torch.manual_seed(args.seed)  # the backbone first: equal initial weights in both arms and all methods
     backbone, width = evaluate.build_backbone(args.backbone, source.pool.image_size, verbose=True)
-    zero_last_gamma(backbone)
+    zero_last_gamma(backbone)  # the one exception
     model = SimSiam(backbone, width, args.embedding_dim, args.bottleneck_dim, args.projector_layers)
     model = model.to(device, memory_format=torch.channels_last)
     groups = [{"params": [*model.backbone.parameters(), *model.projector.parameters()]}, {"params": model.predictor.parameters()}]
