@@ -109,6 +109,7 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
         for layer in network.modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.__class__, layer.parts = cls, parts
+                layer.momentum = 1 - (1 - layer.momentum) ** (1 / parts)  # the running statistics move once a part
 
     def _check_input_dim(self, x):  # torch asks each kind of BatchNorm; here any will do
         pass
@@ -221,8 +222,9 @@ def main():
     args = parse_args()
     device = evaluate.join(args.device, args.batch_size)
     processes = pairs.rank_and_world()[1]
-    if args.queue_size % args.batch_size or args.batch_size % (args.bn_splits * processes):
-        raise pairs.UserError(f"--queue-size {args.queue_size} must be a multiple of --batch-size {args.batch_size}, and that of "
+    parts = args.bn_splits * processes
+    if args.queue_size % args.batch_size or args.batch_size % parts or args.batch_size < 2 * parts:
+        raise pairs.UserError(f"--queue-size {args.queue_size} must be a multiple of --batch-size {args.batch_size}, and that, twice or more, of "
                               f"--bn-splits {args.bn_splits}" + (f" times {processes} processes" if processes > 1 else ""))
     source = pairs.load_pairs(args)
     view1, view2 = pairs.make_views(args, source.pool.image_size)

@@ -130,10 +130,9 @@ def steps_timed(device):
 def trainer(method, backbone_name, images, batch_size, device, what="whole", options=()):
     """A call that trains one epoch over the images with the method's own loop. what: "whole"; "model" feeds it one batch
     again and again, already augmented: what is left is the model; "batches" makes the batches and trains nothing."""
-    module, model, optimizer, args = build(method, backbone_name, images.shape[-1], device, options)
+    parts = ("--bn-splits", str(max(1, min(8, batch_size // 8)))) if method == "moco" else ()
+    module, model, optimizer, args = build(method, backbone_name, images.shape[-1], device, (*parts, *options))
     args.batch_size, args.epochs = batch_size, 1
-    if method == "moco":
-        module.SplitBatchNorm.convert(model, max(1, min(args.bn_splits, batch_size // 8)))
     images = pairs.place(images, device)
     source = pairs.Pairs(pairs.ImageSet("", images, torch.zeros(len(images), dtype=torch.long), ["any"]), "semantic", 0)
     view1, view2 = pairs.make_views(args, images.shape[-1])

@@ -86,10 +86,14 @@ def test_shuffling_separates_the_statistics_of_a_query_from_those_of_its_key():
 
 
 def test_split_batchnorm_is_a_pass_for_each_part():
-    """Values, gradients and running statistics equal those of an ordinary network that sees one part after the other."""
+    """Values, gradients and running statistics equal those of an ordinary network that sees one part after the other, but
+    that all parts together move the running statistics as much as a batch does."""
     ordinary, x = encoder(), torch.randn(12, 3, 8, 8)
     split = copy.deepcopy(ordinary)
     moco.SplitBatchNorm.convert(split, 3)
+    for layer in ordinary.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = 1 - 0.9 ** (1 / 3)
     h = split(x)
     assert torch.allclose(h, torch.cat([ordinary(part) for part in x.split(4)]), atol=1e-6)
     for network in (ordinary, split):
@@ -99,6 +103,11 @@ def test_split_batchnorm_is_a_pass_for_each_part():
     assert list(ordinary.state_dict()) == list(split.state_dict())
     split.eval(), ordinary.eval()
     assert torch.allclose(split(x[:5]), ordinary(x[:5]), atol=1e-6)  # any number of images, running statistics
+    layer = torch.nn.BatchNorm1d(1)
+    moco.SplitBatchNorm.convert(layer, 4)
+    layer(torch.randn(8, 1))
+    layer.running_mean.zero_(), layer(1000 + torch.randn(8, 1))
+    assert abs(layer.running_mean.item() - 100) < 1  # a tenth of the way, as with one part
 
 
 def test_each_part_has_statistics_of_its_own():

@@ -6,7 +6,8 @@
 # SimCLR's and MoCo's runs here come from commit 0557b56 (output.txt), BYOL's from 6e9ef6f, with wider heads (output-byol.txt,
 # byol-recipe.txt), SimSiam's from e844d5f, with another predictor and lr (output-simsiam.txt, simsiam-recipe.txt); so do the
 # evaluations of all. MoCo's network since takes a batch whole, and only BatchNorm its parts: equal but for rounding
-# (tests/test_moco.py). What output.txt has of BYOL and SimSiam is of their former recipes.
+# (tests/test_moco.py); and all parts of a batch together now move BatchNorm's running statistics as much as one batch does:
+# held-out probe of seed 0 before and after that, one thread, float32: augmented 0.554, 0.553, semantic 0.896, 0.896. What output.txt has of BYOL and SimSiam is of their former recipes.
 set -e
 python=${1:-.venv/bin/python}
 export OMP_NUM_THREADS=1
