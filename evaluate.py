@@ -17,7 +17,8 @@ The rules, for every number that this file prints:
   2. nothing is chosen on test images: the probe's L2 strength and the learning rate of fine-tuning are chosen on
      the data's own validation split, or a fifth of its training images; then the head is fitted again on all of
      them, and the test images are read once;
-  3. beside each number stand chance and the same evaluation of the untrained backbone (same seed, step 0);
+  3. beside each number stand chance and the same evaluation of the untrained backbone (same seed, step 0); a detector's
+     baseline is a run of its own, --init random;
   4. semantic pairs use labels. Numbers on categories that pretraining saw are therefore not self-supervised
      for that arm; the fair headline is `scenes-held-out`, categories that no pretraining image shows.
 
@@ -76,12 +77,12 @@ class ConvNet(nn.Sequential):
         super().__init__(*layers, MeanOverPositions(), nn.Flatten(), nn.BatchNorm1d(widths[-1]))
 
 
-def build_backbone(name, image_size, verbose=False):
+def build_backbone(name, image_size, zero_init_residual=False, verbose=False):
     """A randomly initialised backbone without classifier: (module, width of its features).
 
     name: "convnet" or any classification model of torchvision, whose key names its state_dict keeps. ResNets
     get the CIFAR stem up to 64 px: 3x3 convolution of stride 1 and no max-pooling (SimCLR, App. B.9), because
-    the ImageNet stem leaves a 32 px image one pixel. Raises UserError for names torchvision does not have and
+    the ImageNet stem leaves a 32 px image one pixel; with zero_init_residual their residual blocks start as the identity. Raises UserError for names torchvision does not have and
     for images that the architecture cannot take.
     """
     if name == "convnet":
@@ -91,6 +92,8 @@ def build_backbone(name, image_size, verbose=False):
     options = {"image_size": image_size} if name.startswith("vit") else {}
     if name in ("googlenet", "inception_v3"):
         options = {"aux_logits": False, "init_weights": True}
+    if zero_init_residual and name.startswith(("resnet", "resnext", "wide_resnet")):
+        options = {"zero_init_residual": True}
     try:
         model = torchvision.models.get_model(name, weights=None, **options)
     except AssertionError as error:
@@ -120,7 +123,7 @@ def load_backbone(run):
     """(trained, untrained) backbones of a run folder; untrained has the weights of the run's step 0."""
     config = read_config(run)
     torch.manual_seed(config["seed"])
-    untrained, _ = build_backbone(config["backbone"], config["image_size"])
+    untrained, _ = build_backbone(config["backbone"], config["image_size"], config.get("zero_init_residual", False))
     trained = copy.deepcopy(untrained)
     file = Path(run) / "backbone.pt"
     if not file.is_file():
@@ -185,11 +188,13 @@ def pick_device(name):
 
 
 def multiplies_in_bf16(device):
-    """Whether a device multiplies faster in bf16 than in float32: GPUs, CPUs with AMX, and those with AVX512-BF16 except
-    Intel's, where it halves the rate."""
+    """Whether a device multiplies faster in bf16 than in float32: GPUs since NVIDIA's Ampere, CPUs with AMX, and those with
+    AVX512-BF16 except Intel's, where it halves the rate."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     has = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell
     fast_cpu = has.get("amx_bf16") or has.get("avx512_bf16") and "Intel" not in has.get("cpu_name", "")
-    return device.type == "cuda" or device.type == "cpu" and bool(fast_cpu)
+    return device.type == "cpu" and bool(fast_cpu)
 
 
 def autocast(device):
@@ -203,14 +208,23 @@ def autocast(device):
 def join(device_name, batch_size):
     """The torch.device of this process. Under torchrun it also joins the others: NCCL on GPUs, one each; else gloo.
 
-    Only process 0 prints. Raises UserError when the device is not there or batch_size is no multiple of the processes.
+    Only process 0 prints. Raises UserError when the device is not there, or batch_size no multiple of the processes, or
+    a process would see less than two pairs.
     """
-    device, world = pick_device(device_name), int(os.environ.get("WORLD_SIZE", 1))
+    world = int(os.environ.get("WORLD_SIZE", 1))
     if batch_size % world:
         raise UserError(f"--batch-size {batch_size} must be a multiple of the {world} processes: it is the batch of all of them")
+    if batch_size < 2 * world:
+        raise UserError(f"--batch-size {batch_size}: BatchNorm needs 2 pairs or more in each process")
+    if world > 1 and device_name.startswith("cuda"):
+        local, here = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if device_name != "cuda" or local >= here:
+            raise UserError(f"--device {device_name} under torchrun: use cuda, and as many processes as GPUs, {here} here; each takes one")
+        torch.cuda.set_device(local)  # "cuda" means this one from now on
+    device = pick_device(device_name)
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)  # its random state, name and memory are those that are asked for
     if world > 1:
-        if device.type == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # "cuda" means this one from now on
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         if dist.get_rank():
             sys.stdout = open(os.devnull, "w")
@@ -465,6 +479,8 @@ def fine_tune(backbone, train, test, split=None, fraction=1.0, steps=1000, batch
     is chosen on held-out training images, as many whatever the fraction is; then the network is trained again on
     that fraction of all training images, and the test images are read once. split: as in linear_probe.
     """
+    if batch_size < 2:
+        raise UserError(f"--batch-size {batch_size}: BatchNorm needs 2 images or more")
     held, kept = split or a_fifth(train.labels, seed)
     order = shuffled_by_turns(train.labels, seed)
     share = lambda rows: rows[: max(round(fraction * len(rows)), len(train.classes))]
@@ -887,9 +903,9 @@ class Run:
         torch.set_rng_state(state["rng"])
         if self.device.type == "cuda" and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"])
-        log = self.folder / "log.jsonl"  # lines after the checkpoint are of steps that will be run again
-        lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= self.step] if log.exists() else []
-        if self.first:
+        log = self.folder / "log.jsonl"
+        if self.first and log.exists():  # lines after the checkpoint are of steps that will be run again
+            lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= self.step]
             log.write_text("".join(line + "\n" for line in lines))
 
     def log(self, epoch, loss, lr, z):
@@ -950,7 +966,7 @@ class Run:
         if self.std < 0.5 and not self.warned:
             print(f"warning: the embeddings are still alike at the end (std {self.std:.2f}, healthy is near 1): more --epochs, another "
                   f"--lr{' or a higher --temperature' if 'temperature' in self.config else ''} may help.", flush=True)
-        if data is None:
+        if data is None or self.config["pairs"] not in ("augmented", "semantic") and not pairs.has_class_folders(data):
             print(f"No labelled --data was given, so no table. Later: python evaluate.py linear {self.folder} --data DIR")
             return
         show_table(evaluate_run(self.folder, ["linear", "knn"], default_data(self.config), self.device), self.config)
@@ -1006,24 +1022,26 @@ def default_data(config):
     return ["scenes", "scenes-held-out"] if config["data"] == "scenes" else [config["data"]]
 
 
-def load_splits(config, data, root=None, download=False):
-    """The ImageSets (train, test, val or None) of `data` as the run of this config saw or would have seen them."""
+def load_splits(config, data, root=None, download=False, skip_bad=False, splits=("train", "test", "val")):
+    """The ImageSets of the splits (None where there is no val) of `data` as the run of this config saw or would have seen them."""
     limit = config["limit"] if data == config["data"] else None
-    return [pairs.load_images(data, split, config["image_size"], limit, config["seed"], root or config["root"], download, config.get("skip_bad", False), config.get("cache"))
-            for split in ("train", "test", "val")]
+    return [pairs.load_images(data, split, config["image_size"], limit, config["seed"], root or config["root"], download, skip_bad or config.get("skip_bad", False), config.get("cache"))
+            for split in splits]
 
 
-def evaluate_run(run, heads, data_names, device, root=None, download=False, **options):
+def evaluate_run(run, heads, data_names, device, root=None, download=False, skip_bad=False, **options):
     """Evaluates a run's backbone with the heads (see `judge`) on each named data set, and adds to result.json.
 
     Returns {head: {data: result}} of what was evaluated now. `options` go to fine_tune.
     """
-    config = read_config(run)
+    config, names = read_config(run), [Path(data).name for data in data_names]
+    if len(set(names)) < len(names):
+        raise UserError(f"--data {' '.join(data_names)}: two of one name would overwrite each other's result; rename a folder")
     trained, untrained = (b.to(device) for b in load_backbone(run))
     results = {head: {} for head in heads}
     for data in data_names:
         print(f"{run}: {', '.join(heads)} on {data}, the trained and the untrained backbone", flush=True)
-        train, test, val = load_splits(config, data, root, download)
+        train, test, val = load_splits(config, data, root, download, skip_bad)
         if "knn" in heads and train.labels.ndim > 1:
             raise UserError(f"knn: the images of {data} have several classes each; use transfer")
         share = f", {options['fraction']:g} of the labels" if "fraction" in options else ""
@@ -1057,7 +1075,7 @@ def detect_run(run, data, device, init="run", kind="c4", size=(800,), steps=2400
     return name, result
 
 
-def invariance_run(run, device, data=None, root=None, download=False):
+def invariance_run(run, device, data=None, root=None, download=False, skip_bad=False):
     """Shares of the nuisance factors of scenes, and of image transformations on `data`, added to result.json.
 
     Returns {data: {"factors": {name: {"share", "untrained", "inside"}}, ...}}, see share_of_factor; "inside" says
@@ -1065,15 +1083,15 @@ def invariance_run(run, device, data=None, root=None, download=False):
     of `data`, of the run's own if None (of held-out categories with scenes).
     """
     config = read_config(run)
-    size, view = config["image_size"], pairs.Augmentation()
+    size, views = config["image_size"], [pairs.Augmentation()]
     if config["method"]:
-        view = pairs.make_views(argparse.Namespace(**config), size)[0]
-    inside = {name for name in pairs.Augmentation.SWITCHES if view.without([name]) != view}
+        views = pairs.make_views(argparse.Namespace(**config), size)
+    inside = {name for name in pairs.Augmentation.SWITCHES if any(view.without([name]) != view for view in views)}
     models = dict(zip(("share", "untrained"), (b.to(device) for b in load_backbone(run))))
     results, data = {}, data or (default_data(config)[-1] if config["data"] else "scenes-held-out")
-    found = pairs.load_images(data, "test", size, None, config["seed"], root or config["root"], download)
+    found, = load_splits(config, data, root, download, skip_bad, ["test"])
     for name, (labels, images, changes) in (("factors of scenes", scene_changes(config["seed"], size)),
-                                            (f"transformations of {found.name}", image_changes(found, view, config["seed"]))):
+                                            (f"transformations of {found.name}", image_changes(found, views[0], config["seed"]))):
         factors = {f: {"inside": pairs.FACTORS.get(f, f) in inside} for f in changes}
         for which, model in models.items():
             h = features(model, images, what=f"invariance to {name}").cpu()
@@ -1205,7 +1223,7 @@ def compare(runs, by=(), only=()):
         for name in by:
             if name not in vars_of(config):
                 raise UserError(f"--by {name}: no option of {run}; its options are {', '.join(vars_of(config))}")
-        ablated = "".join(f", {name} {config[name] or 'nothing'}" for name in by)
+        ablated = "".join(f", {name} {'nothing' if config[name] in ('', None) else config[name]}" for name in by)
         groups.setdefault((config["method"] or config["backbone"], data_of(config) + ablated), []).append((run, config, json.loads(file.read_text())))
     rows = []
     for (method, data), members in groups.items():
@@ -1365,12 +1383,13 @@ def parse_args(argv=None):
             return sub
         sub.add_argument("--backbone-file", help="instead of a run: a file of weights with torchvision's key names; only a classifier may be left over")
         sub.add_argument("--backbone", help="its architecture: convnet, or a classification model of torchvision")
-        sub.add_argument("--image-size", type=pairs.positive_int, default=224, help="with --backbone-file: side of the images in pixels; up to 64 a ResNet has the CIFAR stem [224]")
+        sub.add_argument("--image-size", type=pairs.positive_int, help="with --backbone-file: side of the images in pixels; up to 64 a ResNet has the CIFAR stem [224]")
         sub.add_argument("--out", help="with --backbone-file: folder for the results [runs/<backbone>-<file>]")
         sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
         if name != "detect":
             sub.add_argument("--root", help="folder of torchvision's data sets [the run's]")
             sub.add_argument("--download", action="store_true", help="let torchvision download the data sets")
+            sub.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read, and say which, instead of stopping [the run's]")
         return sub
 
     for name, text in (("knn", "weighted kNN (k 200, temperature 0.1) on frozen features"),
@@ -1384,7 +1403,7 @@ def parse_args(argv=None):
     add("--steps", type=pairs.positive_int, default=1000, help="steps of each of the five trainings (ssl-transfer: 5000) [1000]")
     add("--batch-size", type=pairs.positive_int, default=64, help="images in a step (ssl-transfer: 64) [64]")
     add("--seed", type=int, default=0, help="of the classifier, the order and the crops [0]")
-    add = command("detect", "Faster R-CNN on the backbone, all layers trained; defaults: MoCo's protocol for VOC 07+12").add_argument
+    add = command("detect", "Faster R-CNN on the backbone, all layers trained; defaults: MoCo's schedule for VOC 07+12").add_argument
     add("--data", nargs="+", required=True, help="scenes, or folders of the Pascal VOC layout, e.g. VOC2007 VOC2012")
     add("--init", choices=["run", "random"], default="run", help="the run's backbone, or a new one: the from-scratch baseline [run]")
     add("--detector", choices=["c4", "fpn"], default="c4", help="c4: last stage as box head (MoCo); fpn: feature pyramid [c4]")
@@ -1415,14 +1434,17 @@ def main():
     if args.backbone_file:
         if args.run or not args.backbone:
             raise UserError("--backbone-file goes with --backbone NAME and without a run folder")
+        args.image_size = args.image_size or 224
         args.run = adopt(args.backbone_file, args.backbone, args.image_size, out=args.out)
         args.run = [args.run] if args.command == "invariance" else args.run
+    elif args.backbone or args.image_size or args.out:
+        raise UserError("--backbone, --image-size and --out go with --backbone-file; a run folder tells them itself")
     if not args.run:
         raise UserError("name a run folder, or --backbone-file FILE --backbone NAME")
 
     if args.command == "invariance":
         for run in args.run:
-            for name, found in invariance_run(run, device, args.data, args.root, args.download).items():
+            for name, found in invariance_run(run, device, args.data, args.root, args.download, args.skip_bad).items():
                 print(f"{run}: {name}\n{'':14}{'inside':>8}{'untrained':>11}{'this run':>10}")
                 for factor, r in found["factors"].items():
                     print(f"{factor:14}{'yes' if r['inside'] else 'no':>8}{r['untrained']:11.3f}{r['share']:10.3f}", flush=True)
@@ -1440,7 +1462,7 @@ def main():
         config = read_config(args.run)
         options = {key: getattr(args, key) for key in ("fraction", "steps", "batch_size", "seed") if key in args}
         data = args.data or default_data(config)
-        show_table(evaluate_run(args.run, [args.command], data, device, args.root, args.download, **options), config)
+        show_table(evaluate_run(args.run, [args.command], data, device, args.root, args.download, args.skip_bad, **options), config)
 
 
 if __name__ == "__main__":

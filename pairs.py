@@ -61,11 +61,13 @@ class UserError(Exception):
 
 
 def run_cli(main):
-    """Calls `main()`; a UserError becomes one line on stderr and exit status 2, a bug keeps its traceback."""
+    """Calls `main()`; a UserError, or a path that cannot be written to, becomes one line on stderr and exit status 2, a bug
+    keeps its traceback."""
     try:
         main()
-    except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+    except (UserError, NotADirectoryError, FileExistsError, IsADirectoryError, PermissionError) as error:
+        text = error if isinstance(error, UserError) else f"{error.filename}: {error.strerror.lower()}; name another file or folder"
+        print(f"{Path(sys.argv[0]).name}: error: {text}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted; what is written is kept, and --resume goes on with a run from its last checkpoint", file=sys.stderr)
@@ -109,11 +111,23 @@ def default_help(recipes):
 
 
 def parse(parser, argv, recipes):
-    """Parses twice: once to see which data is meant, then with that data's recipe as the defaults."""
+    """Parses twice: once to see which data is meant, then with that data's recipe as the defaults. Raises UserError for
+    options that contradict each other."""
     args = parser.parse_args(argv)
-    on_scenes = args.data in (None, "scenes") and args.pairs in ("augmented", "semantic")
-    parser.set_defaults(**(recipes["scenes"] | {"data": "scenes"} if on_scenes else recipes["photographs"]))
-    return parser.parse_args(argv)
+    is_list = args.pairs not in ("augmented", "semantic")
+    on_scenes = args.data in (None, "scenes") and not is_list
+    recipe = recipes["scenes"] | {"data": "scenes"} if on_scenes else dict(recipes["photographs"])
+    if "warmup_epochs" in recipe:
+        recipe["warmup_epochs"] = min(recipe["warmup_epochs"], (args.epochs or recipe["epochs"]) / 10)
+    parser.set_defaults(**recipe)
+    args = parser.parse_args(argv)
+    if "warmup_epochs" in args and args.warmup_epochs >= args.epochs:
+        raise UserError(f"--warmup-epochs {args.warmup_epochs:g} of --epochs {args.epochs}: the learning rate would never fall; warm up for less")
+    if args.arm == "augmented" and not is_list:
+        raise UserError(f"--pairs {args.pairs} --arm augmented: --arm is for a list, FILE.csv; did you mean --pairs augmented?")
+    if args.pairs == "augmented" and (args.false_pairs or args.semantic_share < 1):
+        raise UserError("--false-pairs and --semantic-share change semantic pairs: use them with --pairs semantic or a list")
+    return args
 
 
 def stream(*key):
@@ -273,6 +287,10 @@ def false_partners(labels, generator):
 
 def load_pairs(args):
     """The Pairs that the command line asks for: options --pairs, --arm, --data and those that shape pool and pairs."""
+    if args.data in SCENES[1:]:
+        raise UserError(f"--data {args.data} is for evaluation, and is evaluated after a run on scenes; pretrain on --data scenes")
+    if args.data is not None and Path(args.data).is_dir() and args.data not in TORCHVISION_SETS and has_class_folders(args.data):
+        list_folder(Path(args.data), "test")  # what the run will be judged on: a mistake is better told before it than after
     if args.pairs in ("augmented", "semantic"):
         pool = load_images(args.data, "train", args.image_size, args.limit, args.seed, args.root, args.download, args.skip_bad, args.cache)
         source = make_pairs(args.pairs, pool, args.seed)
@@ -318,7 +336,13 @@ def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=Non
             if not row[column].is_file():
                 raise UserError(f"{file}, line {row['line']}, {column}: no image {row[column]}; paths are relative to {folder}")
             index.setdefault(row[column], len(index))
-            category.setdefault(row[column], row["category"])  # of an image in two rows, the first one's
+    for row in table:  # a row's category is its anchor's
+        category.setdefault(row["image_a"], row["category"])
+    names = set(category.values())
+    for row in table:  # a partner that is nowhere an anchor may be of another, which its class folder then tells
+        own = category_of(row["image_b"], folder)
+        category.setdefault(row["image_b"], own if own in names else row["category"])
+    category = {path: category[path] for path in index}
     rows = torch.tensor([[index[row["image_a"]], index[row["image_b"]]] for row in table])
     images, kept = cached(list(index), len(index), image_size, f"reading the images of {Path(file).name}", skip_bad, cache)
     place = torch.full((len(index),), -1).index_copy(0, kept, torch.arange(len(kept)))
@@ -334,12 +358,22 @@ def read_rows(file, folder=None):
     file, folder = Path(file), Path(folder or Path(file).parent)
     if not file.is_file():
         raise UserError(f"{file}: no such file; a pair list is a CSV with columns image_a,image_b")
-    with open(file, newline="", encoding="utf-8-sig") as opened:
-        reader = csv.DictReader(opened)
-        if not {"image_a", "image_b"} <= set(reader.fieldnames or ()):
-            raise UserError(f"{file}: the first line must name the columns image_a,image_b; it has {reader.fieldnames}")
-        return [{"image_a": folder / (row["image_a"] or ""), "image_b": folder / (row["image_b"] or ""), "category": (row.get("category") or "").strip(),
-                 "keep": (row.get("keep") or "1").strip() != "0", "line": reader.line_num} for row in reader], folder
+    keep = {"": True, "1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}
+    rows = []
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as opened:
+            reader = csv.DictReader(opened)
+            if not {"image_a", "image_b"} <= set(reader.fieldnames or ()):
+                raise UserError(f"{file}: the first line must name the columns image_a,image_b; it has {reader.fieldnames}")
+            for row in reader:
+                kept = (row.get("keep") or "").strip().lower()
+                if kept not in keep:
+                    raise UserError(f"{file}, line {reader.line_num}: keep is {kept}; use 1 or 0")
+                rows.append({"image_a": folder / (row["image_a"] or ""), "image_b": folder / (row["image_b"] or ""),
+                             "category": (row.get("category") or "").strip(), "keep": keep[kept], "line": reader.line_num})
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file} cannot be read as a CSV ({error}); save it as CSV in UTF-8") from None
+    return rows, folder
 
 
 def batches(pairs, epoch, batch_size, view1, view2, device, images=None):
@@ -418,7 +452,7 @@ class Augmentation:
 
 def make_views(args, image_size):
     """The two views that the options --crop-min, --jitter, --gray, --blur, --solarize, --without describe."""
-    blur = args.blur or ([0.5, 0.5] if image_size >= 64 else [0.0, 0.0])
+    blur = args.blur or (getattr(args, "usual_blur", [0.5, 0.5]) if image_size >= 64 else [0.0, 0.0])
     off = [name for name in args.without.split(",") if name]
     if args.jitter[3] > 0.5:
         raise UserError(f"--jitter: the hue's strength, {args.jitter[3]}, is more than half a turn, 0.5")
@@ -871,12 +905,18 @@ def open_torchvision(data, split, root, download):
     arguments = splits[["train", "val", "test"].index(split)]
     if arguments is None:
         return None
+    rank, world = rank_and_world()
     try:
+        if world > 1 and rank:
+            dist.barrier()  # process 0 downloads, the others then find it there
         items = getattr(torchvision.datasets, cls)(root, download=download, **arguments)
-    except (RuntimeError, FileNotFoundError) as error:
-        raise UserError(f"{data} is not in {root}: add --download, or --root DIR ({error})") from None
+        if world > 1 and not rank:
+            dist.barrier()
     except ModuleNotFoundError as error:
         raise UserError(f"torchvision reads {data} with a package that is not here: pip install {error.name}") from None
+    except (RuntimeError, OSError, ValueError) as error:
+        advice = "the download failed; get it by hand" if download else "add --download"
+        raise UserError(f"{data} is not in {root}: {advice}, or --root DIR ({error})") from None
     if cls == "VOCDetection":
         truth = [read_voc_annotation(Path(file)) for file in items.targets]
         classes = sorted({name for t in truth for name in t["names"]})
@@ -919,6 +959,11 @@ def find_images(folder):
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "." and p.is_file())
 
 
+def has_class_folders(folder):
+    """Whether a folder holds folders, which then are classes (or train, test, val) and not images without labels."""
+    return any(d.is_dir() and d.name[0] != "." for d in Path(folder).iterdir())
+
+
 def list_folder(folder, split):
     """Files, labels (N,) and class names of one split of a folder of class folders (see load_images)."""
     others = [folder / name for name in ("test", "val", "validation") if (folder / name).is_dir()]
@@ -937,7 +982,8 @@ def list_folder(folder, split):
         paths += files
         labels += [label] * len(files)
     if not paths:
-        raise UserError(f"no images in class folders below {top}: expected {top}/<class>/<image>.jpg")
+        few = " (every fifth image of a class is for testing: give each five, or make train/ and test/)" if split == "test" and not has_splits else ""
+        raise UserError(f"no images in class folders below {top}: expected {top}/<class>/<image>.jpg{few}")
     return paths, torch.tensor(labels), classes
 
 
@@ -990,7 +1036,8 @@ def decode(items, n, image_size, what, skip_bad=False):
 
 
 def fit(image, size):
-    """An RGB image scaled so that its short side is `size`, and centre-cropped: uint8 (3, size, size), numpy."""
+    """An RGB image scaled so that its short side is `size`, and centre-cropped: uint8 (3, size, size), numpy. Crops are taken
+    from that square (the papers': from the whole picture), so that an array holds all images."""
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
@@ -1224,7 +1271,7 @@ def nearest_partners(h, labels=None, forbidden=None, tries=5):
     """For each image the nearest other one by cosine similarity of features h (N, d): (N,).
 
     labels (N,): only images of the same class. forbidden(i, j) -> bool (N,): partners that will not do, near-identical
-    images say; the first of the `tries` nearest that will is taken, else the last of them.
+    images say; the first of the `tries` nearest that will is taken, else the nearest.
     """
     h, progress = F.normalize(h, dim=1), Progress("nearest neighbours", len(h))
     found = []
@@ -1265,7 +1312,7 @@ def propose(folder, by="random", count=None, backbone=None, image_size=None, see
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"--data {folder}: no such folder")
-    if any(d.is_dir() and d.name[0] != "." for d in folder.iterdir()):
+    if has_class_folders(folder):
         paths, labels, classes = list_folder(folder, "train")
     else:
         paths, labels, classes = find_images(folder), None, None
@@ -1320,7 +1367,8 @@ def write_sheets(stem, rows, both, per_sheet=50, columns=5):
 
 def category_of(path, folder):
     """The class folder of an image: the first below `folder`, or below its train, test, val; "" if it lies in neither."""
-    parts = path.relative_to(folder).parts[:-1]
+    path, folder = (Path(os.path.abspath(p)) for p in (path, folder))
+    parts = path.relative_to(folder).parts[:-1] if path.is_relative_to(folder) else ()
     parts = parts[1:] if parts and parts[0] in ("train", "test", "val", "validation") else parts
     return parts[0] if parts else ""
 
@@ -1406,8 +1454,8 @@ def main():
             raise UserError("--by features needs --backbone-file FILE (and --backbone NAME)")
         size = args.image_size
         if size is None:
-            first = find_images(Path(args.data))[:1]
-            size = args.image_size = min(224, *open_image(first[0]).size) if first else 224
+            readable = (image for path in find_images(Path(args.data)) if (image := try_open(path)) is not None)
+            size = args.image_size = min(224, *next(readable, Image.new("RGB", (224, 224))).size)
         backbone, _ = evaluate.build_backbone(args.backbone, size)
         evaluate.load_weights(backbone, args.backbone_file)
         backbone.to(evaluate.pick_device(args.device))

@@ -31,7 +31,6 @@ import math
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-import torchvision
 
 import evaluate
 import pairs
@@ -82,6 +81,7 @@ def parse_args(argv=None):
     add("--embedding-dim", type=pairs.positive_int, help=f"width d of projector and embedding (Sec. 3: 2048) {default('embedding_dim')}")
     add("--bottleneck-dim", type=pairs.positive_int, help=f"hidden width of the predictor (Sec. 3: 512, a quarter of d) {default('bottleneck_dim')}")
     add("--projector-layers", type=int, default=2, choices=[2, 3], help="layers of the projector (3 for ImageNet, 2 in App. D) [2]")
+    parser.set_defaults(zero_init_residual=True)  # a ResNet's blocks start as the identity, as in the official code
     return pairs.parse(parser, argv, RECIPES)
 
 
@@ -112,15 +112,6 @@ class SimSiam(nn.Module):
         h = self.backbone(x)  # (N, width)
         z = self.projector(h)  # (N, d)
         return z, self.predictor(z)
-
-
-def zero_last_gamma(backbone):
-    """Starts each residual block of a ResNet as the identity (official: zero_init_residual=True). The convnet has none."""
-    for block in backbone.modules():
-        if isinstance(block, torchvision.models.resnet.Bottleneck):
-            nn.init.zeros_(block.bn3.weight)
-        elif isinstance(block, torchvision.models.resnet.BasicBlock):
-            nn.init.zeros_(block.bn2.weight)
 
 
 # --------------------------------------------------------------------------------------------- LOSS
@@ -177,8 +168,7 @@ def main():
     view1, view2 = pairs.make_views(args, source.pool.image_size)
 
     torch.manual_seed(args.seed)  # the backbone first: equal initial weights in both arms and all methods
-    backbone, width = evaluate.build_backbone(args.backbone, source.pool.image_size, verbose=True)
-    zero_last_gamma(backbone)  # the one exception
+    backbone, width = evaluate.build_backbone(args.backbone, source.pool.image_size, args.zero_init_residual, verbose=True)
     model = SimSiam(backbone, width, args.embedding_dim, args.bottleneck_dim, args.projector_layers)
     model = model.to(device, memory_format=torch.channels_last)
     groups = [{"params": [*model.backbone.parameters(), *model.projector.parameters()]}, {"params": model.predictor.parameters()}]

@@ -156,6 +156,26 @@ def test_curated_list_and_its_matched_baseline(tmp_path):
     moved.write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="image_a,image_b"):
         pairs.read_pair_list(moved)
+    moved.write_bytes("image_a,image_b\ncaf\xe9.png,b.png\n".encode("latin-1"))
+    with pytest.raises(UserError, match="UTF-8"):
+        pairs.read_pair_list(moved)
+
+
+def test_a_list_says_what_to_keep(tmp_path):
+    (tmp_path / "list.csv").write_text("image_a,image_b,keep\n" + "".join(f"a,b,{v}\n" for v in ("", "1", "True", "0", "0.0", "FALSE", "no")))
+    assert [row["keep"] for row in pairs.read_rows(tmp_path / "list.csv")[0]] == [True] * 3 + [False] * 4
+    (tmp_path / "list.csv").write_text("image_a,image_b,keep\na,b,perhaps\n")
+    with pytest.raises(UserError, match="line 2: keep is perhaps"):
+        pairs.read_rows(tmp_path / "list.csv")
+
+
+def test_a_lists_false_pairs_are_counted(tmp_path):
+    """A row's category is its anchor's; a partner's is that of the row in which it is the anchor, else its class folder's."""
+    write_folder(tmp_path, each=3)
+    rows = [("cat/0.png", "dog/0.png", "cat"), ("dog/0.png", "dog/1.png", "dog"), ("cat/1.png", "dog/2.png", "cat"), ("cat/2.png", "cat/0.png", "cat")]
+    (tmp_path / "list.csv").write_text("image_a,image_b,category\n" + "".join(",".join(row) + "\n" for row in rows))
+    source = pairs.read_pair_list(tmp_path / "list.csv")
+    assert source.rates(0)["false_rate"] == 0.5
 
 
 # -- augmentation: each operation against torchvision's, then the distribution of the whole
@@ -246,10 +266,12 @@ def test_every_image_of_a_batch_has_parameters_of_its_own():
 
 
 def test_blur_is_off_below_64_pixels_unless_asked_for():
+    import byol
     import simclr
 
     for argv, size, expected in (([], 32, 0), ([], 64, 0.5), (["--blur", "0.3", "0"], 32, 0.3), (["--without", "blur"], 96, 0)):
         assert pairs.make_views(simclr.parse_args(argv), size)[0].p_blur == expected
+    assert [view.p_blur for view in pairs.make_views(byol.parse_args(["--data", "x"]), 224)] == [1.0, 0.1]  # BYOL, App. B
 
 
 

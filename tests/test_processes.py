@@ -128,3 +128,12 @@ def test_the_batch_is_that_of_all_processes(monkeypatch):
     with pytest.raises(UserError, match="--batch-size 64 must be a multiple of the 3 processes"):
         evaluate.join("cpu", 64)
     assert not dist.is_initialized() and "RANK" not in os.environ
+
+
+def test_each_process_takes_a_gpu_of_its_own(monkeypatch):
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for device in ("cuda", "cuda:0"):
+        with pytest.raises(UserError, match=f"--device {device} under torchrun: use cuda, and as many processes as GPUs, 1 here"):
+            evaluate.join(device, 64)

@@ -223,6 +223,9 @@ def test_any_weights_of_torchvisions_format_are_judged_by_the_same_heads(photos,
     (["compare", "RUN", "nowhere"], "nowhere is not a run folder"),
     (["knn", "RUN", "--backbone-file", "x.pth"], "--backbone-file goes with --backbone NAME"),
     (["knn", "--backbone-file", "x.pth", "--backbone", "resnet18"], "x.pth: no such file"),
+    (["knn", "RUN", "--backbone", "resnet18"], "go with --backbone-file"),
+    (["finetune", "RUN", "--batch-size", "1"], "--batch-size 1"),
+    (["transfer", "RUN", "--data", "a/images", "b/images"], "two of one name"),
 ])
 def test_a_mistake_in_an_evaluation_is_one_line_and_loses_nothing(arguments, said, runs):
     run = runs / "semantic"
@@ -247,11 +250,37 @@ def test_a_mistake_in_an_evaluation_is_one_line_and_loses_nothing(arguments, sai
     (["--crop-min", "2"], "--crop-min: 2 is not between 0 and 1"),
     (["--weight-decay", "-1"], "--weight-decay"),
     (["--jitter", "0", "0", "0", "0.6"], "half a turn"),
+    (["--batch-size", "1"], "needs 2 pairs"),
+    (["--pairs", "semantic", "--arm", "augmented"], "--arm is for a list"),
+    (["--pairs", "augmented", "--false-pairs", "0.5"], "--pairs semantic or a list"),
+    (["--warmup-epochs", "20"], "never fall"),
+    (["--data", "scenes-held-out"], "is for evaluation"),
+    (["--cache", "FILE", "--data", "FOLDER"], "name another file or folder"),
+    (["--data", "FEW"], "every fifth image"),
 ])
 def test_a_users_mistake_is_one_line_and_exit_status_2(arguments, said, tmp_path):
-    status, _, error = call_here("simclr.py", *arguments, "--out", tmp_path / "run")
+    places = {"FILE": tmp_path / "file", "FOLDER": tmp_path / "folder", "FEW": tmp_path / "few"}
+    places["FILE"].write_text("")
+    for name, images in (("folder", 5), ("few", 4)):
+        for label in "ab":
+            (tmp_path / name / label).mkdir(parents=True)
+            for i in range(images):
+                Image.new("RGB", (8, 8)).save(tmp_path / name / label / f"{i}.png")
+    status, _, error = call_here("simclr.py", *[places.get(a, a) for a in arguments], "--out", tmp_path / "run")
     assert status == 2 and said in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_moco_wants_two_images_in_each_part_of_a_batch(tmp_path):
+    status, _, error = call_here("moco.py", "--batch-size", "2", "--bn-splits", "2", "--out", tmp_path / "run")
+    assert status == 2 and "twice or more, of --bn-splits 2" in error
+
+
+def test_a_warm_up_takes_a_tenth_of_the_epochs_at_most():
+    import byol
+
+    warmup = lambda *argv: byol.parse_args(["--data", "x", *argv]).warmup_epochs
+    assert (warmup(), warmup("--epochs", "20"), warmup("--epochs", "20", "--warmup-epochs", "10")) == (10, 2, 10)
 
 
 def test_help_names_every_option_with_its_default():

@@ -46,8 +46,8 @@ def test_only_the_stop_gradient_prevents_collapse(stop_gradient):
 
 
 def test_residual_blocks_start_as_the_identity():
-    backbone, _ = evaluate.build_backbone("resnet18", 32)
-    simsiam.zero_last_gamma(backbone)
+    assert simsiam.parse_args([]).zero_init_residual
+    backbone, _ = evaluate.build_backbone("resnet18", 32, zero_init_residual=True)
     block = backbone.layer1[0]
     x = torch.rand(2, 64, 8, 8)
     assert torch.equal(block(x), x)

@@ -10,7 +10,11 @@ export OMP_NUM_THREADS=1
 for seed in 0 1 2 3 4; do
   for method in simclr moco byol simsiam; do
     for pairs in augmented semantic; do
-      options=$([ $method = moco ] && echo "--temperature 0.5" || true)  # moco-recipe.txt says why
+      case $method in
+        moco) options="--temperature 0.5" ;;  # moco-recipe.txt says why
+        simclr | byol) options="--warmup-epochs 10" ;;  # the default when these were run; now a tenth of the epochs at most
+        *) options= ;;
+      esac
       echo "$method.py --pairs $pairs --seed $seed --data $cifar --backbone convnet --epochs 20 --limit 20000 $options"
     done
   done
