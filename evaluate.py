@@ -82,8 +82,8 @@ def build_backbone(name, image_size, zero_init_residual=False, verbose=False):
 
     name: "convnet" or any classification model of torchvision, whose key names its state_dict keeps. ResNets
     get the CIFAR stem up to 64 px: 3x3 convolution of stride 1 and no max-pooling (SimCLR, App. B.9), because
-    the ImageNet stem leaves a 32 px image one pixel; with zero_init_residual their residual blocks start as the identity. Raises UserError for names torchvision does not have and
-    for images that the architecture cannot take.
+    the ImageNet stem leaves a 32 px image one pixel; with zero_init_residual their residual blocks start as the identity.
+    Raises UserError for names torchvision does not have and for images that the architecture cannot take.
     """
     if name == "convnet":
         return ConvNet(), 256
@@ -191,7 +191,7 @@ def multiplies_in_bf16(device):
     """Whether a device multiplies faster in bf16 than in float32: GPUs since NVIDIA's Ampere, CPUs with AMX, and those with
     AVX512-BF16 except Intel's, where it halves the rate."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.cuda.get_device_capability(device) >= (8, 0)
     has = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell
     fast_cpu = has.get("amx_bf16") or has.get("avx512_bf16") and "Intel" not in has.get("cpu_name", "")
     return device.type == "cpu" and bool(fast_cpu)

@@ -65,13 +65,19 @@ def run_cli(main):
     keeps its traceback."""
     try:
         main()
-    except (UserError, NotADirectoryError, FileExistsError, IsADirectoryError, PermissionError) as error:
-        text = error if isinstance(error, UserError) else f"{error.filename}: {error.strerror.lower()}; name another file or folder"
-        print(f"{Path(sys.argv[0]).name}: error: {text}", file=sys.stderr)
-        sys.exit(2)
+    except UserError as error:
+        mistake = error
+    except (NotADirectoryError, FileExistsError, IsADirectoryError, PermissionError) as error:
+        if not error.filename:
+            raise
+        mistake = f"{error.filename}: {error.strerror.lower()}; name another file or folder"
     except KeyboardInterrupt:
         print("\ninterrupted; what is written is kept, and --resume goes on with a run from its last checkpoint", file=sys.stderr)
         sys.exit(130)
+    else:
+        return
+    print(f"{Path(sys.argv[0]).name}: error: {mistake}", file=sys.stderr)
+    sys.exit(2)
 
 
 class Parser(argparse.ArgumentParser):

@@ -61,6 +61,7 @@ class ImitatedGpu(TorchFunctionMode):
 @pytest.fixture
 def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**36, 2**36))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)  # Module.to keeps OnGpu then
     pairs.constant.cache_clear()
     with ImitatedGpu() as mode, warnings.catch_warnings():
