@@ -145,7 +145,7 @@ def regression_loss(p, z):
 def learning_rate(step, total, peak, warmup):
     """Linear warm-up from peak / warmup over `warmup` steps, then half a cosine to 0 at step = total."""
     if step < warmup:
-        return peak * (step + 1) / warmup
+        return peak * min(1, (step + 1) / warmup)
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 

@@ -127,7 +127,7 @@ def nt_xent(z1, z2, temperature):
 def learning_rate(step, total, peak, warmup):
     """Linear warm-up from peak / warmup over `warmup` steps, then half a cosine to 0 at step = total."""
     if step < warmup:
-        return peak * (step + 1) / warmup
+        return peak * min(1, (step + 1) / warmup)
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 

@@ -53,6 +53,7 @@ def test_learning_rate_warms_up_and_ends_at_zero():
     assert lr[0] == pytest.approx(0.2) and lr[9] == pytest.approx(2.0) and lr[10] == pytest.approx(2.0)
     assert lr[55] == pytest.approx(1.0) and lr[100] == pytest.approx(0.0)
     assert lr[10:] == sorted(lr[10:], reverse=True)
+    assert max(simclr.learning_rate(step, 100, 2.0, 0.6) for step in range(100)) == 2.0  # less than a step of warm-up
 
 
 def test_head_ends_in_batchnorm():
