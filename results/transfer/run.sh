@@ -4,6 +4,9 @@
 # repository's root, with the two data sets' folders of class folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 # SimCLR's runs here come from commit a3cbafd (output.txt), the others' from a later one (output-others.txt, with the trials of moco-recipe.txt).
+# Since then all 8 parts of MoCo's batch together move BatchNorm's running statistics as much as one batch does. Seed 0 run again
+# (float32 on another machine): CIFAR-10 linear probe 0.513 augmented and 0.485 semantic (before: 0.511, 0.493), kNN 0.440, 0.416
+# (0.439, 0.417), clothes 0.465, 0.395 (0.444, 0.427).
 set -e
 cifar=$1 clothes=$2 python=${3:-.venv/bin/python}
 export OMP_NUM_THREADS=1
