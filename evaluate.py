@@ -1149,6 +1149,7 @@ def draw_curves(folder):
 # --------------------------------------------------------------------------------------- comparison
 
 FREE = WHERE_IT_RUNS | {"seed", "pairs", "arm", "semantic_share", "false_pairs", "data", "skip_bad"}  # may differ between matched runs
+FREE |= {"usual_blur", "zero_init_residual"}  # the method's, not the user's; runs of before they were options have none
 ARM_COLORS = {"untrained": "0.6", "augmented": "tab:orange", "semantic": "tab:blue"}
 
 
