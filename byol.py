@@ -84,7 +84,7 @@ def parse_args(argv=None):
     add("--hidden-dim", type=pairs.positive_int, help=f"hidden width of projector and predictor (Sec. 3.3: 4096) {default('hidden_dim')}")
     add("--projection-dim", type=pairs.positive_int, help=f"width d of projections and predictions (Sec. 3.3: 256) {default('projection_dim')}")
     add("--ema-decay", type=pairs.fraction, help=f"the target's decay at step 0; it rises along a cosine to 1 (Sec. 3.3: 0.996 for 1000 epochs) {default('ema_decay')}")
-    add("--warmup-epochs", type=pairs.nonnegative_float, help=f"epochs of linear warm-up (Sec. 3.3: 10) {default('warmup_epochs')[:-1]}, at most a tenth of the epochs]")
+    add("--warmup-epochs", type=pairs.nonnegative_float, help=f"epochs of linear warm-up (Sec. 3.3: 10); unless given, a tenth of all at most {default('warmup_epochs')}")
     add("--optimizer", default="sgd", choices=["sgd", "lars"], help="sgd with momentum; lars for batches of thousands (the paper's) [sgd]")
     return pairs.parse(parser, argv, RECIPES)
 

@@ -1102,15 +1102,17 @@ def invariance_run(run, device, data=None, root=None, download=False, skip_bad=F
     return results
 
 
+TITLES = {"linear": "linear probe", "knn": "weighted kNN", "transfer": "linear probe", "finetune": "fine-tuned"}
+
+
 def show_table(results, config):
     """Prints {head: {data: result}} as a table with chance, the untrained backbone, and how to read it."""
-    title = {"linear": "linear probe", "knn": "weighted kNN", "transfer": "linear probe", "finetune": "fine-tuned"}
     names = [data for by_data in results.values() for data in by_data]
     wide = max(18, *(len(name) + 2 for name in names))
     print(f"\n{'':14}{'data':{wide}}{'classes':>8}{'chance':>9}{'untrained':>11}{'this run':>10}")
     for head, by_data in results.items():
         for data, r in by_data.items():
-            print(f"{title[head]:14}{data:{wide}}{r['classes']:8}{r['chance']:9.3f}{r['untrained']:11.3f}{r['accuracy']:10.3f}")
+            print(f"{TITLES[head]:14}{data:{wide}}{r['classes']:8}{r['chance']:9.3f}{r['untrained']:11.3f}{r['accuracy']:10.3f}")
     metrics = {r.get("metric", "top-1") for by_data in results.values() for r in by_data.values()} - {"top-1"}
     unusual = f" The metric is {' or '.join(sorted(metrics))} where that is the set's own." if metrics else ""
     if "finetune" in results:
@@ -1306,12 +1308,11 @@ def draw_comparison(rows, path, panels=6):
     shown = {}  # title: its rows
     for row in rows:
         head, _, data = row["measure"].partition(" ")
-        title = f"{ {'linear': 'linear probe', 'knn': 'weighted kNN', 'transfer': 'linear probe', 'finetune': 'fine-tuned'}.get(head, head)}: {data}"
+        title = f"{TITLES.get(head, head)}: {data}"
         shown.setdefault(f"{row['method']}, {title}" if several else title, []).append(row)
     shown = dict(list(shown.items())[:panels])
     label = {row["data"]: row["data"].removeprefix("scenes, ").replace(", ", "\n").replace(",", ",\n") for row in rows}
     columns, width = math.ceil(len(shown) / math.ceil(len(shown) / 3)), max(3.8, 0.9 * max(map(len, shown.values())))
-    columns = 2 if len(shown) == 4 else columns
     figure, axes = plt.subplots(math.ceil(len(shown) / columns), columns, figsize=(width * columns, 3.2 * math.ceil(len(shown) / columns)), squeeze=False, sharey=True)
     for axis, (title, here) in zip(axes.flat, shown.items()):
         for x, row in enumerate(here):
@@ -1435,8 +1436,7 @@ def main():
     if args.backbone_file:
         if args.run or not args.backbone:
             raise UserError("--backbone-file goes with --backbone NAME and without a run folder")
-        args.image_size = args.image_size or 224
-        args.run = adopt(args.backbone_file, args.backbone, args.image_size, out=args.out)
+        args.run = adopt(args.backbone_file, args.backbone, args.image_size or 224, out=args.out)
         args.run = [args.run] if args.command == "invariance" else args.run
     elif args.backbone or args.image_size or args.out:
         raise UserError("--backbone, --image-size and --out go with --backbone-file; a run folder tells them itself")

@@ -64,7 +64,7 @@ def run_cli(main):
     """Calls `main()`; a UserError, or a path that cannot be written to, becomes one line on stderr and exit status 2, a bug
     keeps its traceback."""
     try:
-        main()
+        return main()
     except UserError as error:
         mistake = error
     except (NotADirectoryError, FileExistsError, IsADirectoryError, PermissionError) as error:
@@ -74,8 +74,6 @@ def run_cli(main):
     except KeyboardInterrupt:
         print("\ninterrupted; what is written is kept, and --resume goes on with a run from its last checkpoint", file=sys.stderr)
         sys.exit(130)
-    else:
-        return
     print(f"{Path(sys.argv[0]).name}: error: {mistake}", file=sys.stderr)
     sys.exit(2)
 
@@ -348,13 +346,12 @@ def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=Non
     for row in table:  # a partner that is nowhere an anchor may be of another, which its class folder then tells
         own = category_of(row["image_b"], folder)
         category.setdefault(row["image_b"], own if own in names else row["category"])
-    category = {path: category[path] for path in index}
     rows = torch.tensor([[index[row["image_a"]], index[row["image_b"]]] for row in table])
     images, kept = cached(list(index), len(index), image_size, f"reading the images of {Path(file).name}", skip_bad, cache)
     place = torch.full((len(index),), -1).index_copy(0, kept, torch.arange(len(kept)))
     rows = place[rows][(place[rows] >= 0).all(1)]
     classes = sorted(set(category.values())) if all(category.values()) else [Path(file).stem]
-    labels = torch.tensor([classes.index(c) if len(classes) > 1 else 0 for c in category.values()])
+    labels = torch.tensor([classes.index(c) if len(classes) > 1 else 0 for c in map(category.get, index)])
     pool = ImageSet(Path(file).stem, images, labels[kept], classes)
     return Pairs(pool, {"semantic": "list", "augmented": "augmented"}[arm], seed, rows)
 

@@ -79,7 +79,7 @@ def parse_args(argv=None):
     add("--temperature", type=pairs.positive_float, help=f"of the loss (App. B.9: 0.5 on CIFAR-10) {default('temperature')}")
     add("--hidden-dim", type=pairs.positive_int, help="width of the projector's hidden layer (App. B.6) [the features' width]")
     add("--projection-dim", type=pairs.positive_int, default=128, help="width d of the embedding (Sec. 2.1) [128]")
-    add("--warmup-epochs", type=pairs.nonnegative_float, help=f"epochs of linear warm-up (Sec. 2.2: 10) {default('warmup_epochs')[:-1]}, at most a tenth of the epochs]")
+    add("--warmup-epochs", type=pairs.nonnegative_float, help=f"epochs of linear warm-up (Sec. 2.2: 10); unless given, a tenth of all at most {default('warmup_epochs')}")
     add("--optimizer", default="sgd", choices=["sgd", "lars"], help="sgd with momentum; lars for batches of thousands (the paper's) [sgd]")
     return pairs.parse(parser, argv, RECIPES)
 

@@ -34,12 +34,16 @@ class ImitatedGpu(TorchFunctionMode):
         kwargs, name = dict(kwargs or {}), func.__name__
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         here = [x for x in tensors if not isinstance(x, OnGpu) and x.ndim]
-        there = len(tensors) > len(here) and any(isinstance(x, OnGpu) for x in tensors)
-        target = args[1] if name == "to" and isinstance(args[1], (str, torch.device)) else kwargs.get("device")
+        there = any(isinstance(x, OnGpu) for x in tensors)
+        moved = name == "to" and isinstance(args[1], (str, torch.device))
+        target = args[1] if moved else kwargs.get("device")
         if target is not None:
-            args, kwargs = (args[0], "cpu", *args[2:]) if name == "to" else args, kwargs | ({"device": "cpu"} if "device" in kwargs else {})
+            if moved:
+                args = (args[0], "cpu", *args[2:])
+            else:
+                kwargs["device"] = "cpu"
             to_gpu = torch.device(target) == CUDA
-            pinned = name == "to" and getattr(tensors[0], "pinned", False) and kwargs.get("non_blocking", False)
+            pinned = moved and getattr(tensors[0], "pinned", False) and kwargs.get("non_blocking", False)
             self.waits += to_gpu != there and bool(tensors) and not pinned or to_gpu and name == "tensor"
             return func(*args, **kwargs).as_subclass(OnGpu if to_gpu else torch.Tensor)
         if name == "pin_memory":
