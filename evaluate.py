@@ -1311,8 +1311,10 @@ def draw_comparison(rows, path, panels=6):
         title = f"{TITLES.get(head, head)}: {data}"
         shown.setdefault(f"{row['method']}, {title}" if several else title, []).append(row)
     shown = dict(list(shown.items())[:panels])
-    label = {row["data"]: row["data"].removeprefix("scenes, ").replace(", ", "\n").replace(",", ",\n") for row in rows}
-    columns, width = math.ceil(len(shown) / math.ceil(len(shown) / 3)), max(3.8, 0.9 * max(map(len, shown.values())))
+    name = lambda row: row["data"].removeprefix("scenes, ").replace(", ", "\n").replace(",", ",\n") if several else row["method"]  # under the axis
+    inches = max(0.9, 0.07 * max(len(line) for row in rows for line in name(row).splitlines()))  # that a name takes
+    columns = math.ceil(len(shown) / math.ceil(len(shown) / 3))
+    width = max(3.8 if columns > 1 else 5, inches * max(map(len, shown.values())))
     figure, axes = plt.subplots(math.ceil(len(shown) / columns), columns, figsize=(width * columns, 3.2 * math.ceil(len(shown) / columns)), squeeze=False, sharey=True)
     for axis, (title, here) in zip(axes.flat, shown.items()):
         for x, row in enumerate(here):
@@ -1322,10 +1324,10 @@ def draw_comparison(rows, path, panels=6):
                     color = ARM_COLORS.get(arm, "black")
                     axis.plot([x + offset] * len(values), values, "o", ms=4, color=color, alpha=0.7, label=arm if x == 0 else None)
                     axis.hlines(np.mean(values), x + offset - 0.1, x + offset + 0.1, color=color)
-        axis.set_xticks(range(len(here)), [label[row["data"]] if several else row["method"] for row in here], fontsize=8)
+        axis.set_xticks(range(len(here)), list(map(name, here)), fontsize=8)
         if here[0]["chance"]:
             axis.axhline(here[0]["chance"], color="0.6", ls=":", lw=1, label="chance")
-        axis.set_title(title, fontsize=9), axis.set_ylim(0, 1), axis.set_xlim(-0.5, len(here) - 0.5), axis.grid(axis="y", alpha=0.3)
+        axis.set_title(title, fontsize=9), axis.set_ylim(0, 1.02), axis.set_xlim(-0.5, len(here) - 0.5), axis.grid(axis="y", alpha=0.3)
     for axis in axes.flat[len(shown) :]:
         axis.axis("off")
     handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels())}
