@@ -275,6 +275,11 @@ def test_collapse_signals_of_known_cases():
     assert evaluate.collapse_signals(line)[1] == pytest.approx(1, abs=1e-3)
     corners = torch.eye(8).repeat(4, 1)
     assert evaluate.collapse_signals(corners)[1] == pytest.approx(8, abs=1e-3)
+    for n, d in ((20, 50), (50, 20)):  # by definition
+        z = torch.randn(n, d) @ torch.randn(d, d) + 1
+        share = torch.linalg.svdvals(z / z.norm(dim=1, keepdim=True)).double()
+        share = share / share.sum()
+        assert evaluate.collapse_signals(z)[1] == pytest.approx((-share @ share.log()).exp().item(), rel=1e-4)
 
 
 # -- run folder
