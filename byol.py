@@ -14,13 +14,12 @@ What changes relative to simsiam.py: what is predicted, t, comes from a slowly m
 
 Deviations from the paper and its official code
   1. SGD with momentum by default: batches here are 64-512, LARS (--optimizer lars) is for thousands.
-  2. Blur and crops are bilinear and torchvision's (official: bicubic); brightness jitter multiplies, as in
-     torchvision (official: adds).
+  2. Crops are bilinear (official: bicubic); brightness jitter multiplies, as in torchvision (official: adds).
   3. Heads of 1024 and 256 (paper: 4096 and 256). On scenes 256 and 128 would do for augmented pairs, but with semantic
      pairs the loss then left its plateau late or, with some seeds, not at all (results/scenes/byol-recipe.txt).
-  4. On scenes: a small convnet, small batches (few minutes buy more steps), crops of at least half the
+  4. On scenes: a small convnet, small batches (few minutes buy more steps), lr 0.25, crops of at least half the
      area, no blur, no solarisation, no warm-up; colour jitter weak in brightness and contrast, strong in
-     saturation and hue: with the usual one, augmented pairs spent the short run on colour alone.
+     saturation and hue, so that colour is no shortcut for augmented pairs.
 
 Measured with the default options on scenes, two CPU cores, five seeds (results/scenes): linear probe on held-out
 categories 0.713 ± 0.049 with semantic pairs, 0.540 ± 0.053 with augmented pairs, 0.212 ± 0.055 untrained, chance 0.05.
@@ -70,7 +69,7 @@ def parse_args(argv=None):
     add("--weight-decay", type=pairs.nonnegative_float, help=f"L2 added to the gradient of every weight {default('weight_decay')}")
     add("--seed", type=int, default=0, help="of the scenes, the weights, the order, the partners and the augmentation [0]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
-    add("--compile", action="store_true", help="torch.compile the networks, for GPUs: costs time at the start, and on a CPU gained nothing (README, Speed)")
+    add("--compile", action="store_true", help="torch.compile the networks, for GPUs: costs time at the start, and gains little on a CPU (README, Speed)")
     add("--out", help="run folder [runs/<method>-<pairs>-<data>-seed<seed>]")
     add("--resume", action="store_true", help="go on from the run folder's checkpoint, with the same options")
     add("--without", default="", help="transforms to switch off, by comma: crop, flip, jitter, gray, blur, solarize []")

@@ -24,8 +24,8 @@ Deviations from the papers and facebookresearch/moco
   3. On scenes: a small convnet, a queue of 1024, a quarter of the images; EMA decay 0.99; small batches (few minutes buy
      more steps), crops of at least half the area, colour jitter of half strength, no blur.
 
-With semantic pairs of photographs give it more steps or a higher --temperature: on CIFAR-10 at 0.1 its embeddings stayed alike for
-780 steps, as there is no BatchNorm in its head to keep them apart; at 0.5 they did not (results/transfer/moco-recipe.txt).
+With semantic pairs of photographs give it a higher --temperature: on CIFAR-10 at 0.1 its embeddings stayed alike for 780 steps,
+as there is no BatchNorm in its head to keep them apart; at 0.5 they did not (results/transfer/moco-recipe.txt).
 
 Measured with the default options on scenes, two CPU cores, five seeds (results/scenes): linear probe on held-out
 categories 0.885 ± 0.031 with semantic pairs, 0.525 ± 0.099 with augmented pairs, 0.212 ± 0.055 untrained, chance 0.05.
@@ -75,7 +75,7 @@ def parse_args(argv=None):
     add("--weight-decay", type=pairs.nonnegative_float, help=f"L2 added to the gradient of every weight {default('weight_decay')}")
     add("--seed", type=int, default=0, help="of the scenes, the weights, the order, the partners and the augmentation [0]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
-    add("--compile", action="store_true", help="torch.compile the networks, for GPUs: costs time at the start, and on a CPU gained nothing (README, Speed)")
+    add("--compile", action="store_true", help="torch.compile the networks, for GPUs: costs time at the start, and gains little on a CPU (README, Speed)")
     add("--out", help="run folder [runs/<method>-<pairs>-<data>-seed<seed>]")
     add("--resume", action="store_true", help="go on from the run folder's checkpoint, with the same options")
     add("--without", default="", help="transforms to switch off, by comma: crop, flip, jitter, gray, blur, solarize []")

@@ -66,7 +66,7 @@ def parse_args(argv=None):
     add("--weight-decay", type=pairs.nonnegative_float, help=f"L2 added to the gradient of every weight {default('weight_decay')}")
     add("--seed", type=int, default=0, help="of the scenes, the weights, the order, the partners and the augmentation [0]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
-    add("--compile", action="store_true", help="torch.compile the networks, for GPUs: costs time at the start, and on a CPU gained nothing (README, Speed)")
+    add("--compile", action="store_true", help="torch.compile the networks, for GPUs: costs time at the start, and gains little on a CPU (README, Speed)")
     add("--out", help="run folder [runs/<method>-<pairs>-<data>-seed<seed>]")
     add("--resume", action="store_true", help="go on from the run folder's checkpoint, with the same options")
     add("--without", default="", help="transforms to switch off, by comma: crop, flip, jitter, gray, blur, solarize []")

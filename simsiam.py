@@ -17,8 +17,8 @@ Deviations from the paper and facebookresearch/simsiam
      CIFAR-10); --projector-layers 3 is the paper's for ImageNet.
   3. On scenes: a small convnet, a narrower projector, small batches (few minutes buy more steps), lr 0.4, crops
      of at least 0.8 of the area, no blur; colour jitter weak in brightness and contrast, strong in saturation
-     and hue: with the usual one, augmented pairs spent the short run on colour alone. The predictor is as wide
-     as the embedding: with a bottleneck some runs ended with one direction for most images
+     and hue, so that colour is no shortcut for augmented pairs; weight decay 1e-5. The predictor is as wide as the
+     embedding: with a bottleneck, and with a lower lr, some runs ended with one direction for most images
      (results/scenes/simsiam-recipe.txt).
 
 Measured with the default options on scenes, two CPU cores, five seeds (results/scenes): linear probe on held-out
@@ -68,7 +68,7 @@ def parse_args(argv=None):
     add("--weight-decay", type=pairs.nonnegative_float, help=f"L2 added to the gradient of every weight {default('weight_decay')}")
     add("--seed", type=int, default=0, help="of the scenes, the weights, the order, the partners and the augmentation [0]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
-    add("--compile", action="store_true", help="torch.compile the networks, for GPUs: costs time at the start, and on a CPU gained nothing (README, Speed)")
+    add("--compile", action="store_true", help="torch.compile the networks, for GPUs: costs time at the start, and gains little on a CPU (README, Speed)")
     add("--out", help="run folder [runs/<method>-<pairs>-<data>-seed<seed>]")
     add("--resume", action="store_true", help="go on from the run folder's checkpoint, with the same options")
     add("--without", default="", help="transforms to switch off, by comma: crop, flip, jitter, gray, blur, solarize []")
