@@ -40,6 +40,7 @@ import sys
 import time
 import warnings
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -120,14 +121,21 @@ def build_backbone(name, image_size, zero_init_residual=False, verbose=False):
 
 
 def load_backbone(run):
-    """(trained, untrained) backbones of a run folder; untrained has the weights of the run's step 0."""
+    """(trained, untrained) backbones of a run folder; untrained has the weights of the run's step 0.
+
+    Raises UserError when the run has not finished an epoch; of one that was stopped later it says so.
+    """
     config = read_config(run)
+    if stopped := stopped_at(config):
+        print(f"note: {run} {stopped}", flush=True)
+    if config.get("trained_epochs") == 0:
+        raise UserError(f"{run} has not finished an epoch: go on with it, --resume")
     torch.manual_seed(config["seed"])
     untrained, _ = build_backbone(config["backbone"], config["image_size"], config.get("zero_init_residual", False))
     trained = copy.deepcopy(untrained)
     file = Path(run) / "backbone.pt"
     if not file.is_file():
-        raise UserError(f"{run} has no backbone.pt: the run has not finished an epoch")
+        raise UserError(f"{run} has no backbone.pt")
     load_weights(trained, file)
     return trained, untrained
 
@@ -225,7 +233,8 @@ def join(device_name, batch_size):
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)  # its random state, name and memory are those that are asked for
     if world > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # process 0 may download or decode a data set while the others wait
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=12))
         if dist.get_rank():
             sys.stdout = open(os.devnull, "w")
     return device
@@ -234,12 +243,12 @@ def join(device_name, batch_size):
 def parallel(model, compile=False, sync_batchnorm=True):
     """The model as the training loop calls it: itself, its parts compiled if wanted, or among several processes in
     DistributedDataParallel, which averages gradients; BatchNorm takes its statistics over all processes (torch has
-    that on GPUs only)."""
+    that on GPUs only, and there its SyncBatchNorm makes the host wait in every layer)."""
     if dist.is_initialized() and sync_batchnorm and next(model.parameters()).is_cuda:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # replaces the layers inside, keeps their parameters
     if compile:
         for part in model.children():  # in place: the names of the parameters stay
-            part.compile()
+            part.compile(dynamic=False)  # all batches are equal; the parts, which share a forward, would else be taken for one of many shapes
     if not dist.is_initialized():
         return model
     with warnings.catch_warnings():
@@ -682,11 +691,14 @@ def voc_detection_ap(truth, found, classes, threshold=0.5):
 
 
 def box_metrics(data, found):
-    """{"ap", "ap50", "ap75", "voc07_ap50", "ap50_by_class"} of detections of a BoxSet; the first three are COCO's."""
+    """{"ap", "ap50", "ap75", "voc07_ap", "voc07_ap50", "voc07_ap75", "ap50_by_class"} of detections of a BoxSet: the first three
+    are COCO's; the next three of VOC2007's 11 points, also averaged over the IoUs 0.5 ... 0.95 (as MoCo's table for VOC)."""
     truth = [{"boxes": b.numpy(), "labels": l.numpy(), "difficult": d.numpy()} for b, l, d in zip(data.boxes, data.labels, data.difficult)]
     ap = coco_average_precision(truth, found, len(data.classes))
     mean = lambda values: float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
-    return {"ap": mean(ap), "ap50": mean(ap[:, 0]), "ap75": mean(ap[:, 5]), "voc07_ap50": mean(voc_detection_ap(truth, found, len(data.classes))),
+    voc = np.stack([voc_detection_ap(truth, found, len(data.classes), iou) for iou in COCO_THRESHOLDS], 1)
+    return {"ap": mean(ap), "ap50": mean(ap[:, 0]), "ap75": mean(ap[:, 5]),
+            "voc07_ap": mean(voc), "voc07_ap50": mean(voc[:, 0]), "voc07_ap75": mean(voc[:, 5]),
             "ap50_by_class": {name: None if np.isnan(v) else v for name, v in zip(data.classes, ap[:, 0].tolist())}}
 
 
@@ -843,7 +855,8 @@ class Run:
     backbone.pt     a bare state_dict, torchvision's names where the architecture is torchvision's
     pairs.png, curves.png, result.json
 
-    Raises UserError when the folder is there already, unless `resume`.
+    config.json's trained_epochs says of which epoch backbone.pt is. Raises UserError when the folder is there already, unless
+    `resume`.
     """
 
     def __init__(self, method, args, source, view1, view2, backbone, model, optimizer):
@@ -893,7 +906,7 @@ class Run:
         """Takes everything back from checkpoint.pt, after checking that the run's settings are the same."""
         if not (self.folder / "checkpoint.pt").is_file():
             raise UserError(f"--resume: {self.folder} has no checkpoint.pt to go on from")
-        old = read_config(self.folder)
+        old = {"processes": 1} | read_config(self.folder)
         for name in set(vars_of(self.config)) - WHERE_IT_RUNS:
             if old.get(name) != self.config[name]:
                 raise UserError(f"--resume: {name} was {old.get(name)} in {self.folder} and is {self.config[name]} now; keep it, or use --out")
@@ -904,10 +917,12 @@ class Run:
         torch.set_rng_state(state["rng"])
         if self.device.type == "cuda" and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"])
-        log = self.folder / "log.jsonl"
-        if self.first and log.exists():  # lines after the checkpoint are of steps that will be run again
-            lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= self.step]
+        log, results = self.folder / "log.jsonl", self.folder / "result.json"
+        if self.first and log.exists():  # lines after the checkpoint are of steps that will be run again; the last may be cut off
+            lines = [line for line in log.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= self.step]
             log.write_text("".join(line + "\n" for line in lines))
+        if self.first and results.exists() and self.epoch < self.epochs:  # of weights that will be trained on
+            os.replace(results, self.folder / f"result-epoch{self.epoch}.json")
 
     def log(self, epoch, loss, lr, z):
         """Counts a step; every two seconds and at the end of an epoch writes a line to the screen and log.jsonl.
@@ -956,6 +971,7 @@ class Run:
         for name, content in (("checkpoint.pt", state), ("backbone.pt", bare)):
             torch.save(content, self.folder / (name + ".part"))
             os.replace(self.folder / (name + ".part"), self.folder / name)
+        write_json(self.folder / "config.json", read_config(self.folder) | {"trained_epochs": epoch})
 
     def finish(self, data):
         """Draws curves.png, evaluates the backbone on `data`, prints the table, writes result.json; process 0 alone does."""
@@ -976,8 +992,14 @@ class Run:
 
 def vars_of(config):
     """The names in config.json that are the user's options or follow from the data, not from the machine."""
-    machine = {"python", "torch", "torchvision", "numpy", "pillow", "threads", "machine", "git_commit", "gpu", "processes", "precision"}
+    machine = {"python", "torch", "torchvision", "numpy", "pillow", "threads", "machine", "git_commit", "gpu", "precision", "trained_epochs"}
     return [name for name in config if name not in machine]
+
+
+def stopped_at(config):
+    """That a run was stopped before its end, in words; "" if it was not."""
+    done, epochs = (config.get(name) for name in ("trained_epochs", "epochs"))
+    return f"was stopped after epoch {done} of {epochs}" if done is not None and done != epochs else ""
 
 
 def git_commit():
@@ -1025,7 +1047,8 @@ def default_data(config):
 
 def load_splits(config, data, root=None, download=False, skip_bad=False, splits=("train", "test", "val")):
     """The ImageSets of the splits (None where there is no val) of `data` as the run of this config saw or would have seen them."""
-    limit = config["limit"] if data == config["data"] else None
+    own = data == config["data"] or config["data"] and Path(data).is_dir() and Path(data).resolve() == Path(config["data"]).resolve()
+    limit = config["limit"] if own else None
     return [pairs.load_images(data, split, config["image_size"], limit, config["seed"], root or config["root"], download, skip_bad or config.get("skip_bad", False), config.get("cache"))
             for split in splits]
 
@@ -1091,6 +1114,8 @@ def invariance_run(run, device, data=None, root=None, download=False, skip_bad=F
     models = dict(zip(("share", "untrained"), (b.to(device) for b in load_backbone(run))))
     results, data = {}, data or (default_data(config)[-1] if config["data"] else "scenes-held-out")
     found, = load_splits(config, data, root, download, skip_bad, ["test"])
+    if found.labels.ndim > 1:
+        raise UserError(f"invariance: the images of {data} have several classes each; name another --data")
     for name, (labels, images, changes) in (("factors of scenes", scene_changes(config["seed"], size)),
                                             (f"transformations of {found.name}", image_changes(found, views[0], config["seed"]))):
         factors = {f: {"inside": pairs.FACTORS.get(f, f) in inside} for f in changes}
@@ -1175,19 +1200,28 @@ def data_of(config):
     return " ".join(names + ([Path(config["pairs"]).name] if config["pairs"] not in ("augmented", "semantic", None) else []))
 
 
+PROTOCOL = ("metric", "k", "classes", "n", "n_train", "n_test", "n_fitted", "steps", "batch_size", "kind", "size", "rois", "roi_size")
+
+
 def measures(results):
-    """The numbers {(head, data): {"value", "untrained", "chance"}} of a result.json; a detector's are AP50 and AP."""
+    """The numbers {(head, data): {"value", "untrained", "chance", "protocol"}} of a result.json; a detector's are AP50 and AP,
+    the mean over its seeds. Raises UserError for seeds whose detectors had different options."""
     found = {}
     for head, by_data in results.items():
         for data, r in by_data.items():
+            protocol = {key: r[key] for key in PROTOCOL if key in r}
             if head == "invariance":
-                found |= {(f"share of {factor}", data): {"value": v["share"], "untrained": v["untrained"]} for factor, v in r["factors"].items()}
-            elif head == "detect":  # the mean over the detector's seeds
+                found |= {(f"share of {factor}", data): {"value": v["share"], "untrained": v["untrained"], "protocol": protocol} for factor, v in r["factors"].items()}
+            elif head == "detect":
                 name = data.rsplit(", seed ", 1)[0]
                 seeds = [other for key, other in by_data.items() if key.rsplit(", seed ", 1)[0] == name]
-                found |= {(f"detect {key.upper()}", name): {"value": float(np.mean([s[key] for s in seeds]))} for key in ("ap50", "ap")}
+                protocol |= {"lr": r.get("lr")}
+                for key, value in protocol.items():
+                    if any(other.get(key) != value for other in seeds):
+                        raise UserError(f"detect {name}: the seeds were not trained alike: {key} is {' and '.join(sorted({str(s.get(key)) for s in seeds}))}")
+                found |= {(f"detect {key.upper()}", name): {"value": float(np.mean([s[key] for s in seeds])), "protocol": protocol} for key in ("ap50", "ap")}
             else:
-                found[head, data] = {"value": r["accuracy"], "untrained": r["untrained"], "chance": r["chance"]}
+                found[head, data] = {"value": r["accuracy"], "untrained": r["untrained"], "chance": r["chance"], "protocol": protocol}
     return found
 
 
@@ -1215,13 +1249,16 @@ def compare(runs, by=(), only=()):
 
     "augmented", "semantic" and "any" hold {seed: value}; "difference" is (mean, low, high) of semantic - augmented
     over the seeds that both arms have, with a 95 % interval (Student's t), or None. Raises UserError when runs of one
-    method and data differ in any other setting that should be matched, when two runs are the same arm and seed, and when
-    `by` names no option of a run or `only` no measure.
+    method and data differ in any other setting that should be matched, of the run or of its evaluation, when a run was
+    stopped before its end, when two runs are the same arm and seed, and when `by` names no option of a run or `only` no
+    measure.
     """
     groups, by = {}, [name.replace("-", "_") for name in by]
     for run in map(Path, runs):
-        config = read_config(run)
+        config = {"processes": 1} | read_config(run)
         file = run / "result.json"
+        if stopped := stopped_at(config):
+            raise UserError(f"{run} {stopped}: go on with it, --resume")
         if not file.is_file():
             raise UserError(f"{run} has no result.json: evaluate it first, e.g. python evaluate.py linear {run}")
         for name in by:
@@ -1252,8 +1289,12 @@ def compare(runs, by=(), only=()):
 def compare_one(method, data, measure, members):
     """One row of `compare`, of the members (run, config, measures) that have the measure."""
     row = {"method": method, "data": data, "measure": " ".join(measure), "untrained": {}, "chance": None}
+    first_run, protocol = members[0][0], members[0][2][measure]["protocol"]
     for run, config, found in members:
         arm, seed, number = row.setdefault(arm_of(config), {}), config["seed"], found[measure]
+        for key in protocol.keys() & number["protocol"].keys():
+            if number["protocol"][key] != protocol[key]:
+                raise UserError(f"{row['measure']} is not comparable: {key} is {protocol[key]} in {first_run} and {number['protocol'][key]} in {run}; evaluate one again")
         if seed in arm:
             raise UserError(f"{run}: another run of {method}, {arm_of(config)} pairs, seed {seed} is there already")
         arm[seed], row["chance"] = number["value"], number.get("chance")
@@ -1461,7 +1502,8 @@ def main():
         name, r = detect_run(args.run, args.data, device, args.init, args.detector, size, args.steps or (400 if small else 24000),
                              args.batch_size or (8 if small else 16), args.lr, args.rois or (64 if small else 512),
                              args.roi_size or (7 if small else 14), args.seed)
-        print(f"{args.run}: {name}: AP {r['ap']:.3f}  AP50 {r['ap50']:.3f}  AP75 {r['ap75']:.3f}  (COCO)  AP50 {r['voc07_ap50']:.3f}  (VOC2007, 11 points)")
+        print(f"{args.run}: {name}: AP {r['ap']:.3f}  AP50 {r['ap50']:.3f}  AP75 {r['ap75']:.3f}  (COCO)  "
+              f"AP {r['voc07_ap']:.3f}  AP50 {r['voc07_ap50']:.3f}  AP75 {r['voc07_ap75']:.3f}  (VOC2007, 11 points)")
     else:
         config = read_config(args.run)
         options = {key: getattr(args, key) for key in ("fraction", "steps", "batch_size", "seed") if key in args}

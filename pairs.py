@@ -22,6 +22,7 @@ torchvision's sets, boxes; last how a list of pairs is made. This file knows no 
 
 import argparse
 import csv
+import errno
 import functools
 import hashlib
 import json
@@ -53,6 +54,7 @@ except ImportError:  # Windows
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LUMA = (0.2989, 0.587, 0.114)  # of red, green, blue in brightness (ITU-R 601-2)
+SPLIT_NAMES = ("train", "training", "test", "testing", "val", "valid", "validation")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
 
 
@@ -61,16 +63,22 @@ class UserError(Exception):
 
 
 def run_cli(main):
-    """Calls `main()`; a UserError, or a path that cannot be written to, becomes one line on stderr and exit status 2, a bug
-    keeps its traceback."""
+    """Calls `main()`; a UserError, a path that cannot be written to, or too little memory of a GPU becomes one line on stderr
+    and exit status 2, a bug keeps its traceback."""
     try:
         return main()
     except UserError as error:
         mistake = error
-    except (NotADirectoryError, FileExistsError, IsADirectoryError, PermissionError) as error:
-        if not error.filename:
+    except torch.OutOfMemoryError as error:
+        mistake = (f"out of GPU memory ({str(error).splitlines()[0]}): try a smaller batch, smaller images, another --device, or evaluate "
+                   "later, on the CPU; what is written is kept")
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            mistake = "the disk is full; make room. What is written is kept"
+        elif error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
+            mistake = f"{error.filename}: {error.strerror.lower()}; name another file or folder"
+        else:
             raise
-        mistake = f"{error.filename}: {error.strerror.lower()}; name another file or folder"
     except KeyboardInterrupt:
         print("\ninterrupted; what is written is kept, and --resume goes on with a run from its last checkpoint", file=sys.stderr)
         sys.exit(130)
@@ -166,11 +174,26 @@ def uniform(low, high, shape, generator):
 
 @contextmanager
 def locked(file):
-    """Holds a lock on a file, so that one process at a time is inside; it falls when the process dies. (Not on Windows.)"""
+    """Holds a lock on a file, so that one process at a time is inside; it falls when the process dies. Not on Windows, nor
+    on file systems without locks."""
     with open(file, "w") as opened:
-        if fcntl:
-            fcntl.flock(opened, fcntl.LOCK_EX)
+        try:
+            if fcntl:
+                fcntl.flock(opened, fcntl.LOCK_EX)
+        except OSError:
+            pass
         yield
+
+
+@contextmanager
+def first_process_first():
+    """Under torchrun process 0 is inside alone, to download, say; the others follow when it is done."""
+    rank, world = rank_and_world()
+    if rank:
+        dist.barrier()
+    yield
+    if world > 1 and not rank:
+        dist.barrier()
 
 
 class Progress:
@@ -412,8 +435,8 @@ def place(images, device, share=0.6):
 
 
 def streamed(images, index, device):
-    """Yields (images[a], images[b]) on the device for each (a, b) of index; a thread gathers the next ones meanwhile,
-    into pinned memory, from which a GPU copies while it computes."""
+    """Yields (images[a], images[b]) on the device for each (a, b) of index; a thread gathers the next ones meanwhile, for a
+    GPU into pinned memory, so that the host need not wait for the copy."""
     pin = torch.device(device).type == "cuda"
     gather = lambda rows: images[rows].pin_memory() if pin else images[rows]
     with ThreadPoolExecutor(1) as thread:
@@ -908,13 +931,9 @@ def open_torchvision(data, split, root, download):
     arguments = splits[["train", "val", "test"].index(split)]
     if arguments is None:
         return None
-    rank, world = rank_and_world()
     try:
-        if world > 1 and rank:
-            dist.barrier()  # process 0 downloads, the others then find it there
-        items = getattr(torchvision.datasets, cls)(root, download=download, **arguments)
-        if world > 1 and not rank:
-            dist.barrier()
+        with first_process_first():
+            items = getattr(torchvision.datasets, cls)(root, download=download, **arguments)
     except ModuleNotFoundError as error:
         raise UserError(f"torchvision reads {data} with a package that is not here: pip install {error.name}") from None
     except (RuntimeError, OSError, ValueError) as error:
@@ -958,17 +977,24 @@ def by_turns(labels):
 
 
 def find_images(folder):
-    """The image files below a folder, by suffix, in the order of their names; hidden ones are left out."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "." and p.is_file())
+    """The image files below a folder, by suffix, in the order of their names; hidden ones, and hidden folders, are left out."""
+    hidden, start = os.sep + ".", len(str(folder))
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and hidden not in str(p)[start:] and p.is_file())
+
+
+def folders_in(folder):
+    """The names of the folders in a folder, in order, without hidden ones."""
+    return sorted(d.name for d in Path(folder).iterdir() if d.is_dir() and d.name[0] != ".")
 
 
 def has_class_folders(folder):
     """Whether a folder holds folders, which then are classes (or train, test, val) and not images without labels."""
-    return any(d.is_dir() and d.name[0] != "." for d in Path(folder).iterdir())
+    return bool(folders_in(folder))
 
 
 def list_folder(folder, split):
-    """Files, labels (N,) and class names of one split of a folder of class folders (see load_images)."""
+    """Files, labels (N,) and class names of one split of a folder of class folders (see load_images). Raises UserError for
+    folders that are no classes, for classes that only the test split has, and when there is no image."""
     others = [folder / name for name in ("test", "val", "validation") if (folder / name).is_dir()]
     has_splits = (folder / "train").is_dir()
     if has_splits and not others:
@@ -976,7 +1002,14 @@ def list_folder(folder, split):
     if split == "val" and len(others) < 2:
         return None, None, None
     top = {"train": folder / "train", "test": others[0], "val": others[-1]}[split] if has_splits else folder
-    classes = sorted(d.name for d in (folder / "train" if has_splits else folder).iterdir() if d.is_dir() and d.name[0] != ".")
+    classes = folders_in(folder / "train" if has_splits else folder)
+    if not has_splits:
+        if splits := [name for name in classes if name.lower() in SPLIT_NAMES]:
+            raise UserError(f"{folder} holds {', '.join(splits)}: splits must be named train/ and test/ (or val/), and no class as a split")
+        if inside := [name for name in classes if "train" in folders_in(folder / name)]:
+            raise UserError(f"{folder / inside[0]} holds train/ and so is no class; did you mean --data {folder / inside[0]}?")
+    elif unknown := sorted(set(folders_in(top)) - set(classes)):
+        raise UserError(f"{top} has classes that {folder / 'train'} has not: {', '.join(unknown[:5])}; rename or remove them")
     paths, labels = [], []
     for label, name in enumerate(classes):
         files = find_images(top / name)
@@ -999,7 +1032,8 @@ def open_image(item):
     try:
         image = Image.open(item) if isinstance(item, Path) else item
         if image.mode.startswith("I"):  # 16 bits: PIL would cut them off at 255
-            image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+            pixels = np.asarray(image).clip(0, 65535)
+            image = Image.fromarray((pixels if image.mode == "I" and pixels.max() < 256 else pixels // 256).astype(np.uint8))
         ImageOps.exif_transpose(image, in_place=True)
         image.load()
         return image if image.mode == "RGB" else image.convert("RGB")
@@ -1064,7 +1098,7 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
     key = f"{Path(os.path.commonpath({os.path.dirname(name) for name in names})).name}-{n}x{image_size}px-{zlib.crc32(repr((names, image_size)).encode()):08x}"
     folder, size = Path(cache) / key, n * 3 * image_size**2
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / "lock"):  # of several processes that want it, one builds and the others wait
+    with first_process_first(), locked(folder / "lock"):  # of several processes or programs that want it, one builds, the others wait
         fingerprint = hashlib.sha256(repr([(s.st_size, s.st_mtime_ns) for s in map(os.stat, names)]).encode()).hexdigest()
         index = folder / "index.json"
         known = json.loads(index.read_text())["fingerprint"] if index.exists() else None

@@ -56,6 +56,26 @@ def test_runs_that_are_not_matched_are_refused_by_the_settings_name(make):
         evaluate.compare([run])
 
 
+def test_runs_that_were_judged_otherwise_or_stopped_are_refused(make):
+    runs = [make("augmented", 0, 0.5), make("semantic", 0, 0.6)]
+    for run, steps in zip(runs, (100, 5000)):
+        evaluate.add_results(run, {"finetune": {"held": {"accuracy": 0.3, "untrained": 0.1, "chance": 0.05, "n_train": 50, "steps": steps, "lr": 1 / steps}}})
+    with pytest.raises(UserError, match="finetune held is not comparable: steps is 100 in .* and 5000 in .*; evaluate one again"):
+        evaluate.compare(runs)
+    evaluate.add_results(runs[1], {"finetune": {"held": {"accuracy": 0.4, "untrained": 0.1, "chance": 0.05, "n_train": 50, "steps": 100, "lr": 0.1}}})
+    assert [row["difference"][0] for row in evaluate.compare(runs)] == pytest.approx([0.1, 0.1])  # what was chosen may differ
+    for steps, said in ((2, None), (3, "seeds were not trained alike: steps is 2 and 3")):
+        evaluate.add_results(runs[0], {"detect": {"v, seed 0": {"ap": 0.3, "ap50": 0.6, "steps": 2}, "v, seed 1": {"ap": 0.5, "ap50": 0.8, "steps": steps}}})
+        if said:
+            with pytest.raises(UserError, match=said):
+                evaluate.compare(runs)
+    with pytest.raises(UserError, match="was stopped after epoch 7 of 30: go on with it, --resume"):
+        evaluate.compare([make("semantic", 1, 0.6, trained_epochs=7)])
+    assert evaluate.compare([make("semantic", 1, 0.6, trained_epochs=30)])
+    with pytest.raises(UserError, match="processes is 1 in .* and 8 in "):
+        evaluate.compare([make("semantic", 1, 0.6), make("augmented", 1, 0.6, processes=8)])
+
+
 def test_groups_are_methods_and_data_and_a_list_is_a_semantic_arm(make):
     rows = evaluate.compare([make("augmented", 0, 0.5), make("augmented", 0, 0.4, method="moco", lr=0.1), make("augmented", 0, 0.3, data="cifar10"),
                              make("list.csv", 0, 0.7, data="photos"), make("list.csv", 0, 0.6, data="photos", arm="augmented")])

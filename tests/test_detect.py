@@ -49,8 +49,13 @@ def test_a_class_without_true_boxes_is_left_out():
 
 def test_thresholds_count_the_overlap():
     iou = 8 / 12  # boxes of 10 x 10, shifted by 2
-    ap = evaluate.coco_average_precision([truth_of(boxes(A))], [found_of(boxes((2, 0, 12, 10)), [0.9])], 1)[0]
-    assert ap.tolist() == pytest.approx([float(t <= iou) for t in evaluate.COCO_THRESHOLDS])
+    truth, found = [truth_of(boxes(A))], [found_of(boxes((2, 0, 12, 10)), [0.9])]
+    reached = [float(t <= iou) for t in evaluate.COCO_THRESHOLDS]
+    assert evaluate.coco_average_precision(truth, found, 1)[0].tolist() == pytest.approx(reached)
+    data = pairs.BoxSet("", [None], [torch.tensor([A])], [torch.tensor([0])], [torch.tensor([False])], ["a"])
+    metrics = evaluate.box_metrics(data, found)
+    for name in ("", "voc07_"):
+        assert [metrics[name + key] for key in ("ap", "ap50", "ap75")] == pytest.approx([sum(reached) / 10, 1, 0])
 
 
 def random_case(rng, images=40, classes=3, ties=False):

@@ -65,19 +65,26 @@ def test_a_cpu_computes_in_bf16_where_it_is_faster_and_losses_in_float32(monkeyp
     assert linear(x).dtype == torch.float32
 
 
-def test_compiled_parts_keep_names_values_and_gradients(monkeypatch):
-    compile = nn.Module.compile  # traced for real; turned into C++ it would take a minute and a compiler
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compile(self, backend="eager"))
+def test_compiled_parts_keep_names_values_and_gradients_and_know_their_shapes(monkeypatch):
+    compile, sizes = nn.Module.compile, []  # traced for real; turned into C++ it would take a minute and a compiler
+
+    def backend(graph, inputs):
+        given = [node.meta.get("example_value") for node in graph.graph.nodes if node.op == "placeholder"]
+        sizes.extend(size for x in given if isinstance(x, torch.Tensor) for size in x.shape)
+        return graph
+
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compile(self, backend=backend, **options))
     torch.manual_seed(0)
-    backbone = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(inplace=True))
-    plain = nn.Sequential(backbone, nn.Linear(5, 2))
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(inplace=True))
+    plain = nn.Sequential(backbone, nn.Sequential(nn.Linear(5, 2)))  # the two share a forward, and take inputs of two shapes
     compiled = evaluate.parallel(copy.deepcopy(plain), compile=True)
     assert list(compiled.state_dict()) == list(plain.state_dict()) and compiled[0]._compiled_call_impl is not None
-    x = torch.randn(8, 6)
+    x = torch.randn(8, 3, 2, 1)
     for a in (plain(x), compiled(x)):
         a.square().sum().backward()
     assert torch.allclose(plain(x), compiled(x), atol=1e-6)
     assert all(torch.allclose(p.grad, q.grad, atol=1e-6) for p, q in zip(plain.parameters(), compiled.parameters(), strict=True))
+    assert {8, 6, 5} <= set(sizes) and all(type(size) is int for size in sizes)
 
 
 def test_features_leave_the_backbone_alone_and_do_not_depend_on_the_batch():

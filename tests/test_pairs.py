@@ -341,16 +341,18 @@ def awkward(folder):
     (folder / "nested" / "deep").mkdir(parents=True)
     red.save(folder / "nested" / "deep" / "a.PNG")
     (folder / "notes.txt").write_text("no image"), (folder / "._hidden.jpg").write_bytes(b"x")
-    return ["cmyk.jpg", "größe und leer.png", "link.png", "nested/deep/a.PNG", "palette.png", "sixteen bits.png", "turned.jpg"]
+    (folder / ".thumbnails").mkdir(), (folder / ".thumbnails" / "a.jpg").write_bytes(b"x")
+    Image.fromarray(np.full((20, 20), 128, np.int32)).save(folder / "wide.tif")  # 8 bits in 32
+    return ["cmyk.jpg", "größe und leer.png", "link.png", "nested/deep/a.PNG", "palette.png", "sixteen bits.png", "turned.jpg", "wide.tif"]
 
 
 def test_awkward_images_are_read_as_they_look(tmp_path):
     names = awkward(tmp_path / "c")
     assert [p.relative_to(tmp_path / "c").as_posix() for p in pairs.find_images(tmp_path / "c")] == names
-    images, kept = pairs.decode(pairs.find_images(tmp_path / "c"), 7, 20, "")
+    images, kept = pairs.decode(pairs.find_images(tmp_path / "c"), 8, 20, "")
     middle = dict(zip(names, images[:, :, 10, 10].tolist()))
-    assert kept.tolist() == list(range(7))
-    assert middle.pop("sixteen bits.png") == [128] * 3
+    assert kept.tolist() == list(range(8))
+    assert middle.pop("sixteen bits.png") == middle.pop("wide.tif") == [128] * 3
     middle.pop("turned.jpg")
     assert all(max(abs(a - b) for a, b in zip(m, (200, 30, 40))) < 12 for m in middle.values()), middle
     turned = images[names.index("turned.jpg")].float().mean(0)
