@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_scripts import METHODS, check_run, photos, printed
+from test_scripts import METHODS, call_here, check_run, photos, printed
 
 import bench
 import evaluate
@@ -50,13 +50,41 @@ def test_heads_judge_as_on_a_cpu():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_compiles_and_resumes(method, photos, tmp_path):
+def test_every_method_trains_compiles_streams_and_resumes(method, photos, tmp_path, monkeypatch):
     small = ["--queue-size", "32", "--bn-splits", "2"] if method == "moco" else []
-    common = ["--data", photos, "--backbone", "convnet", "--batch-size", "16", "--device", DEVICE, *small]
-    printed(f"{method}.py", "--pairs", "semantic", *common, "--epochs", "2", "--compile", "--out", tmp_path / "compiled")
-    check_run(tmp_path / "compiled", {"method": method, "device": DEVICE})
-    printed(f"{method}.py", *common, "--epochs", "2", "--out", tmp_path / "run")
-    before = (tmp_path / "run" / "backbone.pt").read_bytes()
-    said = printed(f"{method}.py", *common, "--epochs", "2", "--out", tmp_path / "run", "--resume")  # nothing is left to do
-    assert (tmp_path / "run" / "backbone.pt").read_bytes() == before and "this run" in said
+    common = ["--pairs", "semantic", "--data", photos, "--backbone", "convnet", "--batch-size", "16", "--epochs", "3", "--device", DEVICE, *small]
+    loss = lambda name: json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[-1])["loss"]
+    alike = lambda name: loss(name) == pytest.approx(loss("run"), rel=0.05, abs=0.05)  # bf16, and sums in any order
+    printed(f"{method}.py", *common, "--out", tmp_path / "run")
     assert 0 <= json.loads((tmp_path / "run" / "result.json").read_text())["linear"][photos.name]["accuracy"] <= 1
+
+    printed(f"{method}.py", *common, "--compile", "--out", tmp_path / "compiled")
+    check_run(tmp_path / "compiled", {"method": method, "device": DEVICE})
+    assert alike("compiled")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pairs, "place", lambda images, device: images)  # as if they did not fit
+        printed(f"{method}.py", *common, "--out", tmp_path / "streamed")
+    assert alike("streamed")
+
+    def cut(self, epoch, save=evaluate.Run.save):
+        save(self, epoch)
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate.Run, "save", cut)
+        patch.setattr(evaluate, "SECONDS_BETWEEN_SAVES", 0)
+        assert call_here(f"{method}.py", *common, "--out", tmp_path / "cut")[0] == 130
+    printed(f"{method}.py", *common, "--out", tmp_path / "cut", "--resume")
+    assert alike("cut")
+
+
+def test_a_resnet_with_lars_is_trained_tuned_and_detects(photos, tmp_path):
+    run = tmp_path / "run"
+    printed("simclr.py", "--data", photos, "--backbone", "resnet18", "--batch-size", "16", "--epochs", "2", "--optimizer", "lars", "--lr", "0.3", "--device", DEVICE, "--out", run)
+    assert "fine-tuned" in printed("evaluate.py", "finetune", run, "--steps", "3", "--batch-size", "8", "--device", DEVICE)
+    for detector in ("c4", "fpn"):
+        said = printed("evaluate.py", "detect", run, "--data", "scenes", "--detector", detector, "--size", "64", "--steps", "3", "--batch-size", "2", "--device", DEVICE)
+        assert f"scenes, {detector}, init run, seed 0: AP " in said
+    assert "background" in printed("evaluate.py", "invariance", run, "--device", DEVICE)
