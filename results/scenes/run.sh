@@ -3,11 +3,10 @@
 # shifted context, invariance, and the comparison. Two runs at a time, one thread each, which uses two cores best: about
 # an hour. From the repository's root:
 #     bash results/scenes/run.sh [python]
-# SimCLR's and MoCo's runs here come from commit 0557b56 (output.txt), BYOL's from 6e9ef6f, with wider heads (output-byol.txt,
-# byol-recipe.txt), SimSiam's from e844d5f, with another predictor and lr (output-simsiam.txt, simsiam-recipe.txt); so do the
-# evaluations of all. MoCo's network since takes a batch whole, and only BatchNorm its parts: equal but for rounding
-# (tests/test_moco.py); and all parts of a batch together now move BatchNorm's running statistics as much as one batch does:
-# held-out probe of seed 0 before and after that, one thread, float32: augmented 0.554, 0.553, semantic 0.896, 0.896. What output.txt has of BYOL and SimSiam is of their former recipes.
+# The runs here are of these commits: SimCLR's 0557b56 (output.txt), BYOL's 6e9ef6f, with wider heads (output-byol.txt,
+# byol-recipe.txt), SimSiam's e844d5f, with another predictor and lr (output-simsiam.txt, simsiam-recipe.txt), MoCo's ae35256
+# (output-moco.txt, shifted-moco.txt), with BatchNorm by parts of a batch that goes through the network whole; so are their
+# evaluations. What output.txt has of BYOL, SimSiam and MoCo, and shifted.txt of MoCo, is of their former recipes and code.
 set -e
 python=${1:-.venv/bin/python}
 export OMP_NUM_THREADS=1
