@@ -123,13 +123,13 @@ def build_backbone(name, image_size, zero_init_residual=False, verbose=False):
 def load_backbone(run):
     """(trained, untrained) backbones of a run folder; untrained has the weights of the run's step 0.
 
-    Raises UserError when the run has not finished an epoch; of one that was stopped later it says so.
+    Raises UserError when the run has not finished an epoch; of one that has not come to its end it says so.
     """
     config = read_config(run)
-    if stopped := stopped_at(config):
-        print(f"note: {run} {stopped}", flush=True)
     if config.get("trained_epochs") == 0:
-        raise UserError(f"{run} has not finished an epoch: go on with it, --resume")
+        raise UserError(f"{run} has not finished an epoch: let it end, or go on with --resume")
+    if said := unfinished(config):
+        print(f"note: {run} {said}", flush=True)
     torch.manual_seed(config["seed"])
     untrained, _ = build_backbone(config["backbone"], config["image_size"], config.get("zero_init_residual", False))
     trained = copy.deepcopy(untrained)
@@ -248,7 +248,7 @@ def parallel(model, compile=False, sync_batchnorm=True):
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # replaces the layers inside, keeps their parameters
     if compile:
         for part in model.children():  # in place: the names of the parameters stay
-            part.compile(dynamic=False)  # all batches are equal; the parts, which share a forward, would else be taken for one of many shapes
+            part.compile(dynamic=False)  # parts that share a forward would else be taken for one of many shapes
     if not dist.is_initialized():
         return model
     with warnings.catch_warnings():
@@ -923,6 +923,8 @@ class Run:
             log.write_text("".join(line + "\n" for line in lines))
         if self.first and results.exists() and self.epoch < self.epochs:  # of weights that will be trained on
             os.replace(results, self.folder / f"result-epoch{self.epoch}.json")
+        if self.first:
+            write_json(self.folder / "config.json", old | {"trained_epochs": self.epoch})
 
     def log(self, epoch, loss, lr, z):
         """Counts a step; every two seconds and at the end of an epoch writes a line to the screen and log.jsonl.
@@ -996,10 +998,10 @@ def vars_of(config):
     return [name for name in config if name not in machine]
 
 
-def stopped_at(config):
-    """That a run was stopped before its end, in words; "" if it was not."""
+def unfinished(config):
+    """That a run has not come to its end, in words; "" if it has."""
     done, epochs = (config.get(name) for name in ("trained_epochs", "epochs"))
-    return f"was stopped after epoch {done} of {epochs}" if done is not None and done != epochs else ""
+    return f"has only {done} of its {epochs} epochs" if done is not None and done != epochs else ""
 
 
 def git_commit():
@@ -1211,15 +1213,17 @@ def measures(results):
         for data, r in by_data.items():
             protocol = {key: r[key] for key in PROTOCOL if key in r}
             if head == "invariance":
-                found |= {(f"share of {factor}", data): {"value": v["share"], "untrained": v["untrained"], "protocol": protocol} for factor, v in r["factors"].items()}
+                for factor, v in r["factors"].items():
+                    found[f"share of {factor}", data] = {"value": v["share"], "untrained": v["untrained"], "protocol": protocol}
             elif head == "detect":
-                name = data.rsplit(", seed ", 1)[0]
+                name, protocol = data.rsplit(", seed ", 1)[0], protocol | {"lr": r.get("lr")}
                 seeds = [other for key, other in by_data.items() if key.rsplit(", seed ", 1)[0] == name]
-                protocol |= {"lr": r.get("lr")}
                 for key, value in protocol.items():
-                    if any(other.get(key) != value for other in seeds):
-                        raise UserError(f"detect {name}: the seeds were not trained alike: {key} is {' and '.join(sorted({str(s.get(key)) for s in seeds}))}")
-                found |= {(f"detect {key.upper()}", name): {"value": float(np.mean([s[key] for s in seeds])), "protocol": protocol} for key in ("ap50", "ap")}
+                    for other in seeds:
+                        if other.get(key) != value:
+                            raise UserError(f"detect {name}: its seeds were not trained alike: {key} is {value} and {other.get(key)}")
+                for key in ("ap50", "ap"):
+                    found[f"detect {key.upper()}", name] = {"value": float(np.mean([s[key] for s in seeds])), "protocol": protocol}
             else:
                 found[head, data] = {"value": r["accuracy"], "untrained": r["untrained"], "chance": r["chance"], "protocol": protocol}
     return found
@@ -1249,16 +1253,16 @@ def compare(runs, by=(), only=()):
 
     "augmented", "semantic" and "any" hold {seed: value}; "difference" is (mean, low, high) of semantic - augmented
     over the seeds that both arms have, with a 95 % interval (Student's t), or None. Raises UserError when runs of one
-    method and data differ in any other setting that should be matched, of the run or of its evaluation, when a run was
-    stopped before its end, when two runs are the same arm and seed, and when `by` names no option of a run or `only` no
+    method and data differ in any other setting that should be matched, of the run or of its evaluation, when a run has not
+    come to its end, when two runs are the same arm and seed, and when `by` names no option of a run or `only` no
     measure.
     """
     groups, by = {}, [name.replace("-", "_") for name in by]
     for run in map(Path, runs):
         config = {"processes": 1} | read_config(run)
         file = run / "result.json"
-        if stopped := stopped_at(config):
-            raise UserError(f"{run} {stopped}: go on with it, --resume")
+        if said := unfinished(config):
+            raise UserError(f"{run} {said}: let it end, or go on with --resume")
         if not file.is_file():
             raise UserError(f"{run} has no result.json: evaluate it first, e.g. python evaluate.py linear {run}")
         for name in by:
@@ -1292,9 +1296,9 @@ def compare_one(method, data, measure, members):
     first_run, protocol = members[0][0], members[0][2][measure]["protocol"]
     for run, config, found in members:
         arm, seed, number = row.setdefault(arm_of(config), {}), config["seed"], found[measure]
-        for key in protocol.keys() & number["protocol"].keys():
-            if number["protocol"][key] != protocol[key]:
-                raise UserError(f"{row['measure']} is not comparable: {key} is {protocol[key]} in {first_run} and {number['protocol'][key]} in {run}; evaluate one again")
+        for key, value in number["protocol"].items():
+            if value != protocol.get(key, value):
+                raise UserError(f"{row['measure']} is not comparable: {key} is {protocol[key]} in {first_run} and {value} in {run}; evaluate one again")
         if seed in arm:
             raise UserError(f"{run}: another run of {method}, {arm_of(config)} pairs, seed {seed} is there already")
         arm[seed], row["chance"] = number["value"], number.get("chance")

@@ -141,7 +141,7 @@ def test_same_seed_gives_the_same_backbone_to_the_bit_and_resume_equals_no_inter
         status, _, said = call_here(f"{method}.py", *common, "--out", tmp_path / "cut")
     assert status == 130 and "--resume" in said and weights("cut") != weights("here")
     if method == "simclr":  # its numbers are those of an unfinished run, and do not outlive it
-        assert "was stopped after epoch 1 of 2" in printed("evaluate.py", "knn", tmp_path / "cut", "--device", "cpu")
+        assert "has only 1 of its 2 epochs" in printed("evaluate.py", "knn", tmp_path / "cut", "--device", "cpu")
     status, _, said = call_here(f"{method}.py", *common, "--out", tmp_path / "cut", "--resume", "--lr", "0.7")
     assert status == 2 and "lr was" in said
     with open(tmp_path / "cut" / "log.jsonl", "a") as log:
