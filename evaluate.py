@@ -1207,8 +1207,11 @@ PROTOCOL = ("metric", "k", "classes", "n", "n_train", "n_test", "n_fitted", "ste
 
 def measures(results):
     """The numbers {(head, data): {"value", "untrained", "chance", "protocol"}} of a result.json; a detector's are AP50 and AP,
-    the mean over its seeds. Raises UserError for seeds whose detectors had different options."""
-    found = {}
+    the mean over its seeds, "untrained" those of --init random. Raises UserError for seeds whose detectors had different
+    options."""
+    found, detectors = {}, {}
+    for data, r in results.get("detect", {}).items():
+        detectors.setdefault(data.rsplit(", seed ", 1)[0], []).append(r)
     for head, by_data in results.items():
         for data, r in by_data.items():
             protocol = {key: r[key] for key in PROTOCOL if key in r}
@@ -1216,14 +1219,15 @@ def measures(results):
                 for factor, v in r["factors"].items():
                     found[f"share of {factor}", data] = {"value": v["share"], "untrained": v["untrained"], "protocol": protocol}
             elif head == "detect":
-                name, protocol = data.rsplit(", seed ", 1)[0], protocol | {"lr": r.get("lr")}
-                seeds = [other for key, other in by_data.items() if key.rsplit(", seed ", 1)[0] == name]
+                name, protocol = data.rsplit(", seed ", 1)[0].replace("init random", "init run"), protocol | {"lr": r.get("lr")}
+                seeds = {"value": detectors.get(name, []), "untrained": detectors.get(name.replace("init run", "init random"), [])}
                 for key, value in protocol.items():
-                    for other in seeds:
+                    for other in seeds["value"] + seeds["untrained"]:
                         if other.get(key) != value:
-                            raise UserError(f"detect {name}: its seeds were not trained alike: {key} is {value} and {other.get(key)}")
+                            raise UserError(f"detect {name}: not all were trained alike: {key} is {value} and {other.get(key)}")
                 for key in ("ap50", "ap"):
-                    found[f"detect {key.upper()}", name] = {"value": float(np.mean([s[key] for s in seeds])), "protocol": protocol}
+                    means = {which: float(np.mean([s[key] for s in there])) for which, there in seeds.items() if there}
+                    found[f"detect {key.upper()}", name] = means | {"protocol": protocol}
             else:
                 found[head, data] = {"value": r["accuracy"], "untrained": r["untrained"], "chance": r["chance"], "protocol": protocol}
     return found
@@ -1301,7 +1305,8 @@ def compare_one(method, data, measure, members):
                 raise UserError(f"{row['measure']} is not comparable: {key} is {protocol[key]} in {first_run} and {value} in {run}; evaluate one again")
         if seed in arm:
             raise UserError(f"{run}: another run of {method}, {arm_of(config)} pairs, seed {seed} is there already")
-        arm[seed], row["chance"] = number["value"], number.get("chance")
+        if "value" in number:
+            arm[seed], row["chance"] = number["value"], number.get("chance")
         if "untrained" in number:
             row["untrained"][seed] = number["untrained"]
     augmented, semantic = row.get("augmented", {}), row.get("semantic", {})

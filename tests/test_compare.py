@@ -64,7 +64,7 @@ def test_runs_that_were_judged_otherwise_or_stopped_are_refused(make):
         evaluate.compare(runs)
     evaluate.add_results(runs[1], {"finetune": {"held": {"accuracy": 0.4, "untrained": 0.1, "chance": 0.05, "n_train": 50, "steps": 100, "lr": 0.1}}})
     assert [row["difference"][0] for row in evaluate.compare(runs)] == pytest.approx([0.1, 0.1])  # what was chosen may differ
-    for steps, said in ((2, None), (3, "its seeds were not trained alike: steps is 2 and 3")):
+    for steps, said in ((2, None), (3, "not all were trained alike: steps is 2 and 3")):
         evaluate.add_results(runs[0], {"detect": {"v, seed 0": {"ap": 0.3, "ap50": 0.6, "steps": 2}, "v, seed 1": {"ap": 0.5, "ap50": 0.8, "steps": steps}}})
         if said:
             with pytest.raises(UserError, match=said):
@@ -123,6 +123,9 @@ def test_the_numbers_of_a_result():
     results = {"knn": {"d": {"accuracy": 0.3, "untrained": 0.2, "chance": 0.1}}, "detect": {"v, seed 0": {"ap": 0.3, "ap50": 0.6}, "v, seed 1": {"ap": 0.5, "ap50": 0.8}},
                "invariance": {"factors of scenes": {"factors": {"rotation": {"share": 0.6, "untrained": 0.8, "inside": False}}}}}
     found = evaluate.measures(results)
+    both = {f"v, c4, init {init}, seed {seed}": {"ap": value, "ap50": value} for init, seed, value in (("run", 0, 0.3), ("run", 1, 0.5), ("random", 0, 0.2))}
+    (name, numbers), _ = evaluate.measures({"detect": both}).items()
+    assert name == ("detect AP50", "v, c4, init run") and (numbers["value"], numbers["untrained"]) == pytest.approx((0.4, 0.2))
     assert {k: v["value"] for k, v in found.items()} == pytest.approx({("knn", "d"): 0.3, ("detect AP50", "v"): 0.7, ("detect AP", "v"): 0.4,
                                                          ("share of rotation", "factors of scenes"): 0.6})
     assert json.dumps([list(k) for k in found])  # names only
