@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_scripts import METHODS, call_here, check_run, photos, printed
+from test_scripts import METHODS, check_run, cut, photos, printed
 
 import bench
 import evaluate
@@ -67,15 +67,7 @@ def test_every_method_trains_compiles_streams_and_resumes(method, photos, tmp_pa
         printed(f"{method}.py", *common, "--out", tmp_path / "streamed")
     assert alike("streamed")
 
-    def cut(self, epoch, save=evaluate.Run.save):
-        save(self, epoch)
-        if epoch == 1:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(evaluate.Run, "save", cut)
-        patch.setattr(evaluate, "SECONDS_BETWEEN_SAVES", 0)
-        assert call_here(f"{method}.py", *common, "--out", tmp_path / "cut")[0] == 130
+    assert cut(f"{method}.py", *common, "--out", tmp_path / "cut")[0] == 130
     printed(f"{method}.py", *common, "--out", tmp_path / "cut", "--resume")
     assert alike("cut")
 

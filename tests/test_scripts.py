@@ -48,6 +48,19 @@ def printed(script, *arguments):
     return out
 
 
+def cut(script, *arguments):
+    """As `call_here`, but the program ends when its first epoch is saved, as if it were interrupted there."""
+    def save(self, epoch, save=evaluate.Run.save):
+        save(self, epoch)
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate.Run, "save", save)
+        patch.setattr(evaluate, "SECONDS_BETWEEN_SAVES", 0)
+        return call_here(script, *arguments)
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """A folder of 2 classes x 20 training and 6 test images, a pair list, and three runs' worth of use."""
@@ -122,7 +135,7 @@ def test_scenes_show_the_held_out_table(tmp_path):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_same_seed_gives_the_same_backbone_to_the_bit_and_resume_equals_no_interruption(method, photos, tmp_path, monkeypatch):
+def test_same_seed_gives_the_same_backbone_to_the_bit_and_resume_equals_no_interruption(method, photos, tmp_path):
     small = ["--queue-size", "32", "--bn-splits", "2"] if method == "moco" else []
     common = ["--pairs", "semantic", "--data", photos, "--backbone", "convnet", *QUICK, *small]
     weights = lambda name: (tmp_path / name / "backbone.pt").read_bytes()
@@ -130,15 +143,7 @@ def test_same_seed_gives_the_same_backbone_to_the_bit_and_resume_equals_no_inter
     call(f"{method}.py", *common, "--out", tmp_path / "another process")
     assert weights("here") == weights("another process")
 
-    def cut(self, epoch, save=evaluate.Run.save):  # after the first epoch, where a kill would have left it
-        save(self, epoch)
-        if epoch == 1:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(evaluate.Run, "save", cut)
-        patch.setattr(evaluate, "SECONDS_BETWEEN_SAVES", 0)
-        status, _, said = call_here(f"{method}.py", *common, "--out", tmp_path / "cut")
+    status, _, said = cut(f"{method}.py", *common, "--out", tmp_path / "cut")
     assert status == 130 and "--resume" in said and weights("cut") != weights("here")
     if method == "simclr":  # its numbers are those of an unfinished run, and do not outlive it
         assert "has only 1 of its 2 epochs" in printed("evaluate.py", "knn", tmp_path / "cut", "--device", "cpu")
