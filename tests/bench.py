@@ -237,13 +237,22 @@ def bench_precision(device, seconds, batch_size):
 
 
 def bench_compile(device, seconds, batch_size):
-    """Both trained by the method's own loop; the first compiled call also compiles, with nothing kept from earlier runs."""
+    """Both trained by the method's own loop; the first compiled call also compiles, with nothing kept from earlier runs. On a
+    GPU also with cuDNN left to try its algorithms (cudnn.benchmark), which the scripts do not do: does it pay?"""
     cache, rows = tempfile.TemporaryDirectory(ignore_cleanup_errors=True), {}  # removed at the end of this function
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache.name
     steps = 2 * steps_timed(device)
     for backbone in ("convnet", "resnet18"):
         images = photographs(batch_size * steps, 32)
         calls = {name: trainer("simclr", backbone, images, batch_size, device, options=options) for name, options in (("eager", ()), ("compiled", ("--compile",)))}
+        if device.startswith("cuda"):
+            plain = trainer("simclr", backbone, images, batch_size, device)
+
+            def tried():
+                with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+                    plain()
+
+            calls["cudnn_benchmark"] = tried
         first = {}
         for name, call in calls.items():
             before = time.perf_counter()
@@ -251,7 +260,7 @@ def bench_compile(device, seconds, batch_size):
             synchronize()
             first[name] = time.perf_counter() - before
         t = take_turns(calls, seconds)
-        rows[f"simclr, {backbone}"] = {"start_s": first["compiled"] - first["eager"], "eager_ms": 1000 * t["eager"] / steps, "compiled_ms": 1000 * t["compiled"] / steps, "ratio": t["eager"] / t["compiled"]}
+        rows[f"simclr, {backbone}"] = {"start_s": first["compiled"] - first["eager"], **{f"{name}_ms": 1000 * v / steps for name, v in t.items()}, "ratio": t["eager"] / t["compiled"]}
     return rows
 
 

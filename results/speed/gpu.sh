@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What README's Speed leaves "not measured", on a machine with a GPU, one part a call, each of a few minutes. DIR holds
 # CIFAR-10 as JPEGs, DIR/train/<class>/ and DIR/test/<class>/. From the repository's root:
-#     .venv/bin/python -m pytest -q tests/test_gpu.py
+#     .venv/bin/python -m pytest -q tests/test_gpu.py                -> does it compute what a CPU computes? (a few minutes)
 #     bash results/speed/gpu.sh .venv/bin/python DIR bench           -> results/speed/bench-gpu.json, .txt
 #     bash results/speed/gpu.sh .venv/bin/python DIR simclr          -> results/speed/cifar10-gpu/simclr/
 #     bash results/speed/gpu.sh .venv/bin/python DIR moco            (and byol, simsiam)
