@@ -3,6 +3,7 @@
 # semantic, how many are false), augmentation, architecture. Two runs at a time, one thread each: two hours. The runs
 # that they stand beside, nothing changed, are those of results/scenes. From the repository's root:
 #     bash results/ablations/run.sh [python]
+# MoCo's runs are of commit ae35256, torch 2.14 (output-moco.txt); the others of f5ed5ca, torch 2.15.
 set -e
 python=${1:-.venv/bin/python}
 export OMP_NUM_THREADS=1
