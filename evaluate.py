@@ -830,8 +830,8 @@ def collapse_signals(z):
     between 1 (one direction) and min(N, d).
     """
     z = F.normalize(z.detach().double(), dim=1)
-    gram = z @ z.T if len(z) < z.shape[1] else z.T @ z  # its eigenvalues are z's singular values, squared; on the CPU,
-    s = torch.linalg.eigvalsh(gram.cpu()).clamp(min=0).sqrt()  # which takes a fraction of the time of an SVD, as a GPU waits
+    gram = z @ z.T if len(z) < z.shape[1] else z.T @ z
+    s = torch.linalg.eigvalsh(gram.cpu()).clamp(min=0).sqrt()  # z's singular values, sooner than by an SVD: a GPU waits for them
     s = s / s.sum()
     rank = torch.exp(-(s * torch.log(s.clamp(min=1e-12))).sum())
     return (z.std(0).mean() * math.sqrt(z.shape[1])).item(), rank.item()
