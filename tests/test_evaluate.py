@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from PIL import Image
 
 import evaluate
 import pairs
@@ -408,3 +409,24 @@ def test_results_of_evaluations_that_end_at_the_same_time_are_all_kept(tmp_path)
     assert [child.wait() for child in children] == [0] * 4
     stored = json.loads((tmp_path / "result.json").read_text())
     assert len(stored["knn"]) == 80 and stored["knn"]["3-19"] == {"accuracy": 19}
+
+
+def test_the_limit_of_a_run_holds_for_its_data_however_it_is_named(tmp_path, monkeypatch):
+    for label in "ab":
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for i in range(5):
+            Image.new("RGB", (8, 8)).save(tmp_path / "photos" / label / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    config = {"data": "photos", "limit": 4, "image_size": 8, "seed": 0, "root": "data"}
+    sizes = [len(evaluate.load_splits(config, data, splits=["train"])[0]) for data in ("photos", "./photos/", str(tmp_path / "photos"))]
+    assert sizes == [4, 4, 4]
+    assert len(evaluate.load_splits(config | {"data": "other"}, "photos", splits=["train"])[0]) == 8
+
+
+def test_invariance_to_images_of_several_classes_is_refused_before_anything_is_computed(monkeypatch):
+    several = pairs.ImageSet("voc2007", torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, 20, dtype=torch.long), ["a"] * 20)
+    monkeypatch.setattr(evaluate, "read_config", lambda run: {"method": None, "image_size": 8, "seed": 0, "data": None, "root": "data"})
+    monkeypatch.setattr(evaluate, "load_backbone", lambda run: (nn.Identity(), nn.Identity()))
+    monkeypatch.setattr(evaluate, "load_splits", lambda *_: [several])
+    with pytest.raises(UserError, match="the images of voc2007 have several classes each"):
+        evaluate.invariance_run("run", torch.device("cpu"), "voc2007")
