@@ -173,7 +173,7 @@ def adopt(file, name, image_size=224, seed=0, out=None):
         raise UserError(f"--backbone-file {file}: no such file")
     folder = Path(out or f"runs/{name}-{file.stem}")
     config = {"method": None, "pairs": None, "data": None, "limit": None, "root": "data", "backbone": name, "image_size": image_size,
-              "seed": seed, "backbone_file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+              "seed": seed, "processes": 1, "backbone_file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     if folder.exists() and read_config(folder) != config:
         raise UserError(f"{folder} exists and is of another backbone or option; --out DIR writes elsewhere")
     torch.manual_seed(seed)
@@ -906,7 +906,7 @@ class Run:
         """Takes everything back from checkpoint.pt, after checking that the run's settings are the same."""
         if not (self.folder / "checkpoint.pt").is_file():
             raise UserError(f"--resume: {self.folder} has no checkpoint.pt to go on from")
-        old = {"processes": 1} | read_config(self.folder)
+        old = read_config(self.folder)
         for name in set(vars_of(self.config)) - WHERE_IT_RUNS:
             if old.get(name) != self.config[name]:
                 raise UserError(f"--resume: {name} was {old.get(name)} in {self.folder} and is {self.config[name]} now; keep it, or use --out")
@@ -1023,7 +1023,7 @@ def read_config(run):
     file = Path(run) / "config.json"
     if not file.is_file():
         raise UserError(f"{run} is not a run folder: it has no config.json")
-    return json.loads(file.read_text())
+    return {"processes": 1} | json.loads(file.read_text())  # of runs from before there were several
 
 
 def add_results(run, results):
@@ -1049,7 +1049,7 @@ def default_data(config):
 
 def load_splits(config, data, root=None, download=False, skip_bad=False, splits=("train", "test", "val")):
     """The ImageSets of the splits (None where there is no val) of `data` as the run of this config saw or would have seen them."""
-    own = data == config["data"] or config["data"] and Path(data).is_dir() and Path(data).resolve() == Path(config["data"]).resolve()
+    own = config["data"] and Path(data).resolve() == Path(config["data"]).resolve()
     limit = config["limit"] if own else None
     return [pairs.load_images(data, split, config["image_size"], limit, config["seed"], root or config["root"], download, skip_bad or config.get("skip_bad", False), config.get("cache"))
             for split in splits]
@@ -1206,30 +1206,39 @@ PROTOCOL = ("metric", "k", "classes", "n", "n_train", "n_test", "n_fitted", "ste
 
 
 def measures(results):
-    """The numbers {(head, data): {"value", "untrained", "chance", "protocol"}} of a result.json; a detector's are AP50 and AP,
-    the mean over its seeds, "untrained" those of --init random. Raises UserError for seeds whose detectors had different
-    options."""
-    found, detectors = {}, {}
-    for data, r in results.get("detect", {}).items():
-        detectors.setdefault(data.rsplit(", seed ", 1)[0], []).append(r)
+    """The numbers {(head, data): {"value", "untrained", "chance", "protocol"}} of a result.json; of detectors see there."""
+    found = {}
     for head, by_data in results.items():
+        if head == "detect":
+            found |= measures_of_detectors(by_data)
+            continue
         for data, r in by_data.items():
             protocol = {key: r[key] for key in PROTOCOL if key in r}
             if head == "invariance":
                 for factor, v in r["factors"].items():
                     found[f"share of {factor}", data] = {"value": v["share"], "untrained": v["untrained"], "protocol": protocol}
-            elif head == "detect":
-                name, protocol = data.rsplit(", seed ", 1)[0].replace("init random", "init run"), protocol | {"lr": r.get("lr")}
-                seeds = {"value": detectors.get(name, []), "untrained": detectors.get(name.replace("init run", "init random"), [])}
-                for key, value in protocol.items():
-                    for other in seeds["value"] + seeds["untrained"]:
-                        if other.get(key) != value:
-                            raise UserError(f"detect {name}: not all were trained alike: {key} is {value} and {other.get(key)}")
-                for key in ("ap50", "ap"):
-                    means = {which: float(np.mean([s[key] for s in there])) for which, there in seeds.items() if there}
-                    found[f"detect {key.upper()}", name] = means | {"protocol": protocol}
             else:
                 found[head, data] = {"value": r["accuracy"], "untrained": r["untrained"], "chance": r["chance"], "protocol": protocol}
+    return found
+
+
+def measures_of_detectors(by_data):
+    """As `measures`: AP50 and AP, means over the detector's seeds; "untrained" are those of --init random. Raises UserError for
+    detectors that were trained with different options."""
+    found, detectors = {}, {}
+    for data, r in by_data.items():
+        name = data.rsplit(", seed ", 1)[0]
+        which = "untrained" if "init random" in name else "value"
+        detectors.setdefault(name.replace("init random", "init run"), {}).setdefault(which, []).append(r)
+    for name, there in detectors.items():
+        protocol, *others = ({key: r[key] for key in (*PROTOCOL, "lr") if key in r} for seeds in there.values() for r in seeds)
+        for other in others:
+            for key in protocol.keys() | other.keys():
+                if other.get(key) != protocol.get(key):
+                    raise UserError(f"detect {name}: not all were trained alike: {key} is {protocol.get(key)} and {other.get(key)}")
+        for key in ("ap50", "ap"):
+            means = {which: float(np.mean([r[key] for r in seeds])) for which, seeds in there.items()}
+            found[f"detect {key.upper()}", name] = means | {"protocol": protocol}
     return found
 
 
@@ -1263,7 +1272,7 @@ def compare(runs, by=(), only=()):
     """
     groups, by = {}, [name.replace("-", "_") for name in by]
     for run in map(Path, runs):
-        config = {"processes": 1} | read_config(run)
+        config = read_config(run)
         file = run / "result.json"
         if said := unfinished(config):
             raise UserError(f"{run} {said}: let it end, or go on with --resume")

@@ -1006,7 +1006,7 @@ def list_folder(folder, split):
     if not has_splits:
         if splits := [name for name in classes if name.lower() in SPLIT_NAMES]:
             raise UserError(f"{folder} holds {', '.join(splits)}: splits must be named train/ and test/ (or val/), and no class as a split")
-        if inside := [name for name in classes if "train" in folders_in(folder / name)]:
+        if inside := [name for name in classes if (folder / name / "train").is_dir()]:
             raise UserError(f"{folder / inside[0]} holds train/ and so is no class; did you mean --data {folder / inside[0]}?")
     elif unknown := sorted(set(folders_in(top)) - set(classes)):
         raise UserError(f"{top} has classes that {folder / 'train'} has not: {', '.join(unknown[:5])}; rename or remove them")
