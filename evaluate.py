@@ -848,8 +848,9 @@ class Run:
 
     config.json     every option, versions, device, git commit
     log.jsonl       a JSON object a line: epoch, step, loss (mean since the line before), lr,
-                    images_per_second (views of both kinds), embedding_std, effective_rank, and what the epoch's
-                    pairs are (pairs.Pairs.rates): semantic_rate, false_rate, same_class_rate
+                    images_per_second (views of both kinds), seconds (of training, since the start or --resume),
+                    embedding_std, effective_rank, and what the epoch's pairs are (pairs.Pairs.rates): semantic_rate,
+                    false_rate, same_class_rate
     checkpoint.pt   model with target networks and queues, optimiser, random state, epoch, step, for `--resume`: at the end
                     of an epoch, when the last is 20 seconds old, and of the run
     backbone.pt     a bare state_dict, torchvision's names where the architecture is torchvision's
@@ -891,7 +892,8 @@ class Run:
         self.rates = functools.lru_cache(1)(source.rates)  # the same for all of an epoch's lines
         told = {name: f"{value:.3f}" for name, value in self.rates(0).items() if value is not None}
         print("pairs of the first epoch: " + ", ".join(f"{name} {value}" for name, value in told.items()), flush=True)
-        self.losses, self.std, self.warned, self.printed, self.printed_step = 0.0, 1.0, False, time.time(), self.step
+        self.losses, self.std, self.warned, self.printed_step = 0.0, 1.0, False, self.step
+        self.began = self.printed = time.time()
 
     def _create(self, source, view1, view2):
         """Makes the folder, with the untrained backbone and a picture of the pairs."""
@@ -944,7 +946,7 @@ class Run:
         std, rank = collapse_signals(z)
         speed = 2 * self.batch_size * steps / (now - self.printed)
         line = {"epoch": epoch + 1, "step": self.step, "loss": value, "lr": lr, "images_per_second": speed,
-                "embedding_std": std, "effective_rank": rank, **self.rates(epoch)}
+                "seconds": now - self.began, "embedding_std": std, "effective_rank": rank, **self.rates(epoch)}
         with open(self.folder / "log.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
         left = int((self.total - self.step) * 2 * self.batch_size / speed)
@@ -959,7 +961,7 @@ class Run:
     def save(self, epoch):
         """Writes checkpoint.pt and backbone.pt, whole or not at all, unless the last ones are younger than SECONDS_BETWEEN_SAVES
         and there are more epochs to come. Raises UserError, and keeps the last good ones, if weights are not finite."""
-        if not all(p.isfinite().all() for p in self.model.parameters()):
+        if not torch.stack([p.isfinite().all() for p in self.model.parameters()]).all():
             raise UserError(f"a weight is not finite after epoch {epoch}: try a lower --lr; "
                             f"{self.folder / 'checkpoint.pt'} holds the end of epoch {self.epoch}")
         if 0 < epoch < self.epochs and time.time() - self.saved < SECONDS_BETWEEN_SAVES:
@@ -1358,11 +1360,11 @@ def write_comparison(rows, folder):
 
 
 def draw_comparison(rows, path, panels=6):
-    """A picture of the first measures (accuracies, AP50), those on held-out categories first: a point for each seed, a bar
+    """A picture of the first measures (accuracies, AP50, AP), those on held-out categories first: a point for each seed, a bar
     at the mean. A panel for each measure, methods side by side; of several data sets or options, which then stand side by
     side, a panel for each method too."""
     plt = pairs.pyplot()
-    rows = [row for row in rows if not row["measure"].startswith(("share of", "detect AP "))] or rows
+    rows = [row for row in rows if not row["measure"].startswith("share of")] or rows
     rows = sorted(rows, key=lambda row: "held-out" not in row["measure"])
     several = len({row["data"] for row in rows}) > 1
     shown = {}  # title: its rows

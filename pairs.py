@@ -164,7 +164,7 @@ def constant(values, device):
 
 def send(x, device):
     """A tensor of the CPU on the device; to a GPU from pinned memory, the only kind from which the host need not wait for the copy."""
-    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+    return (x.contiguous().pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
 
 
 def uniform(low, high, shape, generator):
@@ -540,8 +540,10 @@ def normalize(x, out=None):
 def on_some(x, chosen, transform, *draws):
     """Replaces the chosen (N,) images of the batch, in place, by transform(images, *their rows of the draws)."""
     rows = chosen.nonzero()[:, 0]
+    if not len(rows):
+        return x
     there = send(rows, x.device)
-    return x.index_copy_(0, there, transform(x.index_select(0, there), *(drawn[rows] for drawn in draws))) if len(rows) else x
+    return x.index_copy_(0, there, transform(x.index_select(0, there), *(drawn[rows] for drawn in draws)))
 
 
 def random_boxes(n, size, area, generator, ratio=(3 / 4, 4 / 3), tries=10):

@@ -80,9 +80,10 @@ def photographs(n, size):
 
 
 def bench_augment(device, seconds):
-    """Views/s at 32 px without blur, SimCLR's recipe for CIFAR, and at 224 px with it."""
+    """Views/s at 32 px without blur, SimCLR's recipe for CIFAR, and at 224 px with it; `ms` is the time of a call, on a GPU of
+    1,024 views of 32 px, two of each of 512 images, as pairs.batches makes them."""
     rows = {}
-    for size, n, blur in ((32, 512, 0.0), (224, 32, 0.5)):
+    for size, n, blur in ((32, 1024 if device.startswith("cuda") else 512, 0.0), (224, 32, 0.5)):
         images, generator = photographs(n, size).to(device), torch.Generator().manual_seed(0)
         view = pairs.Augmentation(crop=(0.08, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), p_blur=blur)
         one = [T.RandomResizedCrop(size, (0.08, 1.0), antialias=True), T.RandomHorizontalFlip(), T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8), T.RandomGrayscale(0.2)]
@@ -102,7 +103,8 @@ def bench_augment(device, seconds):
             parts = [K.RandomResizedCrop((size, size), (0.08, 1.0)), K.RandomHorizontalFlip(), K.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8), K.RandomGrayscale(p=0.2)]
             batch = K.AugmentationSequential(*parts, *([K.RandomGaussianBlur((23, 23), (0.1, 2.0), p=0.5)] if blur else []))
             calls["kornia"], views["kornia"] = lambda: batch(images.float() / 255), n
-        rows[f"{size} px"] = {name: views[name] / t for name, t in take_turns(calls, seconds).items()}
+        t = take_turns(calls, seconds)
+        rows[f"{size} px"] = {name: views[name] / t[name] for name in t} | {"views": n, "ms": 1000 * t["ours"]}
     return rows
 
 
@@ -191,21 +193,21 @@ def kept_bytes(method, backbone_name, size, device, options=()):
     return (total[1] - total[0]) / 2
 
 
-def bench_step(device, seconds, batch_size):
+def bench_step(device, seconds, batch_size, options):
     steps, rows = steps_timed(device), {}
     images = photographs(batch_size * steps, 32)
     for method in METHODS:
-        t = take_turns({name: trainer(method, "resnet18", images, batch_size, device, name) for name in ("whole", "model", "batches")}, seconds)
+        t = take_turns({name: trainer(method, "resnet18", images, batch_size, device, name, options) for name in ("whole", "model", "batches")}, seconds)
         rows[method] = {f"{name}_s": v / steps for name, v in t.items()} | {"not_the_model": 1 - t["model"] / t["whole"], "making_batches": t["batches"] / t["whole"]}
     return rows
 
 
-def bench_methods(device, seconds, batch_size):
+def bench_methods(device, seconds, batch_size, options):
     rows, images, side = {}, photographs(batch_size * steps_timed(device), 32), 8192 if device.startswith("cuda") else 2048
     kind = torch.bfloat16 if evaluate.multiplies_in_bf16(torch.device(device)) else torch.float32
     for method in METHODS:
-        call, a = trainer(method, "resnet18", images, batch_size, device), torch.randn(side, side, device=device, dtype=kind)
-        flops = flops_of(call)
+        call, a = trainer(method, "resnet18", images, batch_size, device, options=options), torch.randn(side, side, device=device, dtype=kind)
+        flops = flops_of(trainer(method, "resnet18", images, batch_size, device))  # of networks that are not compiled, where each is seen
         if device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats()
         t = take_turns({"whole": call, "matrix": lambda: a @ a}, seconds)
@@ -246,11 +248,16 @@ def bench_compile(device, seconds, batch_size):
         images = photographs(batch_size * steps, 32)
         calls = {name: trainer("simclr", backbone, images, batch_size, device, options=options) for name, options in (("eager", ()), ("compiled", ("--compile",)))}
         if device.startswith("cuda"):
-            def tried(eager=calls["eager"]):
-                with torch.backends.cudnn.flags(enabled=True, benchmark=True):
-                    eager()
+            def tried(name):
+                call = calls[name]
 
-            calls["cudnn_benchmark"] = tried
+                def with_benchmark():
+                    with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+                        call()
+
+                return with_benchmark
+
+            calls |= {f"{name}_cudnn_benchmark": tried(name) for name in ("eager", "compiled")}
         first = {}
         for name, call in calls.items():
             before = time.perf_counter()
@@ -335,6 +342,7 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement, three rounds at least [10]")
     parser.add_argument("--quick", action="store_true", help="a second each, in batches of 16, to try it")
+    parser.add_argument("--compile", action="store_true", help="the networks of `step` and `methods`, as a run on a GPU has them")
     parser.add_argument("--only", nargs="+", help="augment, step, methods, precision, compile, epoch, probe, growth, recipes [all]")
     parser.add_argument("--workers", type=int, default=2, help="of lightly's DataLoader [2]")
     parser.add_argument("--out", default="results/speed/bench.json")
@@ -342,13 +350,15 @@ def main():
     seconds, batch_size = (1, 16) if args.quick else (args.seconds, 64)
     batch_size = 512 if args.device.startswith("cuda") else batch_size
     torch.empty(31 * 2**18)  # 31 MB, freed: glibc then keeps what is freed, for all that is measured, as it does in a training run
-    parts = {"augment": lambda: bench_augment(args.device, seconds), "step": lambda: bench_step(args.device, seconds, batch_size),
-             "methods": lambda: bench_methods(args.device, seconds, batch_size),
+    torch._dynamo.config.recompile_limit = 100  # of compiled networks in one process; beyond, torch would leave further ones as they are
+    options = ("--compile",) if args.compile else ()
+    parts = {"augment": lambda: bench_augment(args.device, seconds), "step": lambda: bench_step(args.device, seconds, batch_size, options),
+             "methods": lambda: bench_methods(args.device, seconds, batch_size, options),
              "precision": lambda: bench_precision(args.device, seconds, batch_size), "compile": lambda: bench_compile(args.device, seconds, batch_size), "epoch": lambda: bench_epoch(args.device, batch_size, args.workers),
              "probe": lambda: bench_probe(seconds), "growth": lambda: bench_growth(args.device, seconds), "recipes": lambda: bench_recipes(args.device)}
     result = {"machine": {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine(), "cpu": CPU.get("cpu_name"),
                           "precision": "bfloat16" if evaluate.multiplies_in_bf16(torch.device(args.device)) else "float32", "python": platform.python_version(),
-                          "gpu": torch.cuda.get_device_name() if args.device.startswith("cuda") else None, "batch_size": batch_size}}
+                          "gpu": torch.cuda.get_device_name() if args.device.startswith("cuda") else None, "batch_size": batch_size, "compiled": args.compile}}
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     for name in args.only or parts:
         result[name] = parts[name]()

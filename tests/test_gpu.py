@@ -58,6 +58,7 @@ def test_every_method_trains_compiles_streams_and_resumes(method, photos, tmp_pa
     printed(f"{method}.py", *common, "--out", tmp_path / "run")
     assert 0 <= json.loads((tmp_path / "run" / "result.json").read_text())["linear"][photos.name]["accuracy"] <= 1
 
+    torch.compiler.reset()  # the other methods' compiled networks count too, and of more than eight torch compiles no more
     printed(f"{method}.py", *common, "--compile", "--out", tmp_path / "compiled")
     check_run(tmp_path / "compiled", {"method": method, "device": DEVICE})
     assert alike("compiled")

@@ -19,7 +19,7 @@ import pairs
 
 ROOT = Path(__file__).parent.parent
 METHODS = ["simclr", "moco", "byol", "simsiam"]
-LOGGED = ["epoch", "step", "loss", "lr", "images_per_second", "embedding_std", "effective_rank", "semantic_rate", "false_rate", "same_class_rate"]
+LOGGED = ["epoch", "step", "loss", "lr", "images_per_second", "seconds", "embedding_std", "effective_rank", "semantic_rate", "false_rate", "same_class_rate"]
 QUICK = ["--epochs", "2", "--batch-size", "16", "--device", "cpu"]
 
 

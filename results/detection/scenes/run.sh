@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Detection on scenes: the four methods pretrained on scenes with either kind of pairs, default options, five seeds (each another
+# world), then Faster R-CNN (C4) on 400 scenes of one to four objects of categories that pretraining does not show, default options;
+# and on a backbone that starts at random. Two runs at a time, one thread each: two hours. From the repository's root:
+#     bash results/detection/scenes/run.sh [python]
+set -e
+python=${1:-.venv/bin/python}
+export OMP_NUM_THREADS=1
+out=results/detection/scenes
+mkdir -p runs
+for method in simclr moco byol simsiam; do
+  for seed in 0 1 2 3 4; do
+    printf '%s\n' "$method.py --pairs augmented --seed $seed" "$method.py --pairs semantic --seed $seed"
+  done | xargs -P 2 -L 1 "$python" >> runs/pretraining.txt
+  for seed in 0 1 2 3 4; do
+    printf 'evaluate.py detect runs/%s --data scenes\n' $method-{augmented,semantic}-scenes-seed$seed
+    [ $method != simclr ] || echo "evaluate.py detect runs/simclr-augmented-scenes-seed$seed --data scenes --init random"
+  done | xargs -P 2 -L 1 "$python" >> runs/detection.txt
+done
+mv runs/{pretraining,detection}.txt $out/  # only now: changed files would mark the runs' commit as dirty
+for run in runs/{simclr,moco,byol,simsiam}-{augmented,semantic}-scenes-seed[0-4]; do
+  mkdir -p $out/"$(basename "$run")"
+  cp "$run"/{config.json,result.json} $out/"$(basename "$run")"/
+done
+cp runs/simclr-semantic-scenes-seed0/detections.png $out/
+"$python" evaluate.py compare $out/*-seed[0-4] --measure "detect AP scenes, c4, init run" "detect AP50 scenes, c4, init run" --out $out
