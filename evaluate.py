@@ -430,8 +430,9 @@ def judge(heads, trained, untrained, train, test, val=None, **options):
     device = next(trained.parameters()).device
     both, *split = split_off_validation(train, val)
     y, test_y = both.labels.to(device), test.labels.to(device)
-    chance = 1 / len(train.classes) if y.ndim == 1 else (test_y == 1).float().mean().item()
-    sizes = {"chance": chance, "classes": len(train.classes), "n_train": len(both), "n_test": len(test)}
+    often = torch.bincount(test_y).max().item() / len(test) if train.metric == "top-1" else 1 / len(train.classes)
+    chance = often if y.ndim == 1 else (test_y == 1).float().mean().item()
+    sizes = {"chance": chance, "classes": len(train.classes), "n_train": len(both), "n_test": len(test), "files_crc32": test.files_crc32}
     results = {}
     for which, backbone in (("trained", trained), ("untrained", untrained.to(device))):
         if set(heads) - {"finetune"}:
@@ -498,7 +499,7 @@ def fine_tune(backbone, train, test, split=None, fraction=1.0, steps=1000, batch
     curve = {lr: judged(fit(kept, lr), train.images[held], train.labels[held]) for lr in lrs}
     lr = max(curve, key=curve.get)
     return {"accuracy": judged(fit(order, lr), test.images, test.labels), "metric": train.metric, "lr": lr, "validation": curve,
-            "fraction": fraction, "n_fitted": len(share(order)), "steps": steps, "batch_size": batch_size}
+            "fraction": fraction, "n_fitted": len(share(order)), "steps": steps, "batch_size": batch_size, "seed": seed}
 
 
 # ---------------------------------------------------------------------------------------- detection
@@ -862,6 +863,7 @@ class Run:
 
     def __init__(self, method, args, source, view1, view2, backbone, model, optimizer):
         self.config = {"method": method, **vars(args), "image_size": source.pool.image_size, "pairs_per_epoch": len(source),
+                       "files_crc32": source.pool.files_crc32,
                        "python": platform.python_version(), "torch": torch.__version__,
                        "torchvision": torchvision.__version__, "numpy": np.__version__, "pillow": PIL.__version__,
                        "threads": torch.get_num_threads(), "machine": platform.machine(), "git_commit": git_commit(),
@@ -885,9 +887,11 @@ class Run:
         self.first = pairs.rank_and_world()[0] == 0  # only process 0 writes
         self.config["processes"] = pairs.rank_and_world()[1]
         if not args.resume:
-            on_first(lambda: self._create(source, view1, view2))
+            on_first(self._create)
         else:
             self._load()
+        if self.first and not (self.folder / "pairs.png").exists():
+            pairs.save_picture(self.folder / "pairs.png", source, view1, view2)
         print(f"{self.folder}: {len(source):,} pairs an epoch, {self.total:,} steps, on {args.device}", flush=True)
         self.rates = functools.lru_cache(1)(source.rates)  # the same for all of an epoch's lines
         told = {name: f"{value:.3f}" for name, value in self.rates(0).items() if value is not None}
@@ -895,36 +899,36 @@ class Run:
         self.losses, self.std, self.warned, self.printed_step = 0.0, 1.0, False, self.step
         self.began = self.printed = time.time()
 
-    def _create(self, source, view1, view2):
-        """Makes the folder, with the untrained backbone and a picture of the pairs."""
+    def _create(self):
+        """Makes the folder, with the untrained backbone."""
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise UserError(f"{self.folder} exists and is not overwritten: --resume goes on with it, --out DIR writes elsewhere")
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "config.json", self.config)
         self.save(0)
-        pairs.save_picture(self.folder / "pairs.png", source, view1, view2)
 
     def _load(self):
         """Takes everything back from checkpoint.pt, after checking that the run's settings are the same."""
         if not (self.folder / "checkpoint.pt").is_file():
-            raise UserError(f"--resume: {self.folder} has no checkpoint.pt to go on from")
+            raise UserError(f"--resume: {self.folder} has no checkpoint.pt to go on from: remove the folder and start again")
         old = read_config(self.folder)
         for name in set(vars_of(self.config)) - WHERE_IT_RUNS:
             if old.get(name) != self.config[name]:
                 raise UserError(f"--resume: {name} was {old.get(name)} in {self.folder} and is {self.config[name]} now; keep it, or use --out")
-        state = torch.load(self.folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(self.folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+        except Exception:  # torch.load raises whatever the bytes lead it to
+            raise UserError(f"{self.folder / 'checkpoint.pt'} is damaged; copy it anew, or remove the folder and start again") from None
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step = state["epoch"], state["step"]
         torch.set_rng_state(state["rng"])
         if self.device.type == "cuda" and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"])
-        log, results = self.folder / "log.jsonl", self.folder / "result.json"
+        log = self.folder / "log.jsonl"
         if self.first and log.exists():  # lines after the checkpoint are of steps that will be run again; the last may be cut off
             lines = [line for line in log.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= self.step]
             log.write_text("".join(line + "\n" for line in lines))
-        if self.first and results.exists() and self.epoch < self.epochs:  # of weights that will be trained on
-            os.replace(results, self.folder / f"result-epoch{self.epoch}.json")
         if self.first:
             write_json(self.folder / "config.json", old | {"trained_epochs": self.epoch})
 
@@ -966,9 +970,11 @@ class Run:
                             f"{self.folder / 'checkpoint.pt'} holds the end of epoch {self.epoch}")
         if 0 < epoch < self.epochs and time.time() - self.saved < SECONDS_BETWEEN_SAVES:
             return
-        self.epoch, self.saved = epoch, time.time()
+        before, self.epoch, self.saved = self.epoch, epoch, time.time()
         if not self.first:
             return
+        if (self.folder / "result.json").exists():  # what the weights were worth that are now replaced
+            os.replace(self.folder / "result.json", self.folder / f"result-epoch{before}.json")
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "epoch": epoch, "step": self.step,
                  "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state() if self.device.type == "cuda" else None}
         bare = {key: value.detach().cpu().contiguous() for key, value in self.backbone.state_dict().items()}
@@ -1017,15 +1023,23 @@ def git_commit():
 
 def write_json(path, content):
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=2, default=str) + "\n")
+    part.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
     os.replace(part, path)
+
+
+def read_json(file):
+    """What a JSON file holds. Raises UserError for one that is cut off."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}); copy it anew, or remove it") from None
 
 
 def read_config(run):
     file = Path(run) / "config.json"
     if not file.is_file():
         raise UserError(f"{run} is not a run folder: it has no config.json")
-    return {"processes": 1} | json.loads(file.read_text())  # of runs from before there were several
+    return {"processes": 1} | read_json(file)  # of runs from before there were several
 
 
 def add_results(run, results):
@@ -1033,7 +1047,7 @@ def add_results(run, results):
     adds at the same moment (a lock on result.json.lock, where the operating system has them)."""
     with pairs.locked(Path(run) / "result.json.lock"):
         file = Path(run) / "result.json"
-        stored = json.loads(file.read_text()) if file.exists() else {}
+        stored = read_json(file) if file.exists() else {}
         for head, by_data in results.items():
             stored.setdefault(head, {}).update(by_data)
         write_json(file, stored)
@@ -1051,10 +1065,13 @@ def default_data(config):
 
 def load_splits(config, data, root=None, download=False, skip_bad=False, splits=("train", "test", "val")):
     """The ImageSets of the splits (None where there is no val) of `data` as the run of this config saw or would have seen them."""
-    own = config["data"] and Path(data).resolve() == Path(config["data"]).resolve()
+    own = config["data"] and Path(data).resolve() == Path(config["data"]).resolve() and config["pairs"] in ("augmented", "semantic")
     limit = config["limit"] if own else None
-    return [pairs.load_images(data, split, config["image_size"], limit, config["seed"], root or config["root"], download, skip_bad or config.get("skip_bad", False), config.get("cache"))
-            for split in splits]
+    found = [pairs.load_images(data, split, config["image_size"], limit, config["seed"], root or config["root"], download, skip_bad or config.get("skip_bad", False), config.get("cache"))
+             for split in splits]
+    if own and "train" in splits and found[0].files_crc32 != config.get("files_crc32", found[0].files_crc32):
+        raise UserError(f"--data {data}: these are other files than the run was trained on; name that folder, or give this one another name")
+    return found
 
 
 def evaluate_run(run, heads, data_names, device, root=None, download=False, skip_bad=False, **options):
@@ -1072,7 +1089,7 @@ def evaluate_run(run, heads, data_names, device, root=None, download=False, skip
         train, test, val = load_splits(config, data, root, download, skip_bad)
         if "knn" in heads and train.labels.ndim > 1:
             raise UserError(f"knn: the images of {data} have several classes each; use transfer")
-        share = f", {options['fraction']:g} of the labels" if "fraction" in options else ""
+        share = f", {options['fraction']:g} of the labels, seed {options['seed']}" if "fraction" in options else ""
         found = {head: {train.name + share: r} for head, r in judge(heads, trained, untrained, train, test, val, **options).items()}
         add_results(run, found)
         for head in heads:
@@ -1120,6 +1137,8 @@ def invariance_run(run, device, data=None, root=None, download=False, skip_bad=F
     found, = load_splits(config, data, root, download, skip_bad, ["test"])
     if found.labels.ndim > 1:
         raise UserError(f"invariance: the images of {data} have several classes each; name another --data")
+    if found.labels.bincount().max() < 2 or len(found.labels.unique()) < 2:
+        raise UserError(f"invariance: {data} needs two classes or more, with two test images or more of one; name another --data")
     for name, (labels, images, changes) in (("factors of scenes", scene_changes(config["seed"], size)),
                                             (f"transformations of {found.name}", image_changes(found, views[0], config["seed"]))):
         factors = {f: {"inside": pairs.FACTORS.get(f, f) in inside} for f in changes}
@@ -1161,7 +1180,8 @@ def draw_curves(folder):
     """curves.png of a run folder: loss and the two collapse signals over the epochs."""
     plt = pairs.pyplot()
 
-    lines = [json.loads(line) for line in open(folder / "log.jsonl")] if (folder / "log.jsonl").exists() else []
+    log = folder / "log.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     if not lines:
         return
     epochs = lines[-1]["epoch"] * np.array([line["step"] for line in lines]) / lines[-1]["step"]
@@ -1204,11 +1224,12 @@ def data_of(config):
     return " ".join(names + ([Path(config["pairs"]).name] if config["pairs"] not in ("augmented", "semantic", None) else []))
 
 
-PROTOCOL = ("metric", "k", "classes", "n", "n_train", "n_test", "n_fitted", "steps", "batch_size", "kind", "size", "rois", "roi_size")
+PROTOCOL = ("metric", "k", "classes", "n", "n_train", "n_test", "files_crc32", "n_fitted", "steps", "batch_size", "kind", "size", "rois", "roi_size")
 
 
 def measures(results):
-    """The numbers {(head, data): {"value", "untrained", "chance", "protocol"}} of a result.json; of detectors see there."""
+    """The numbers {(head, data): {"value", "untrained", "chance", "protocol"}} of a result.json, means over the seeds of
+    fine-tuning; of detectors see there."""
     found = {}
     for head, by_data in results.items():
         if head == "detect":
@@ -1220,7 +1241,10 @@ def measures(results):
                 for factor, v in r["factors"].items():
                     found[f"share of {factor}", data] = {"value": v["share"], "untrained": v["untrained"], "protocol": protocol}
             else:
-                found[head, data] = {"value": r["accuracy"], "untrained": r["untrained"], "chance": r["chance"], "protocol": protocol}
+                name = data.rsplit(", seed ", 1)[0]  # of fine-tuning, which has seeds of its own
+                seeds = [other for of, other in by_data.items() if of.rsplit(", seed ", 1)[0] == name]
+                mean = lambda key: float(np.mean([other[key] for other in seeds]))
+                found[head, name] = {"value": mean("accuracy"), "untrained": mean("untrained"), "chance": r["chance"], "protocol": protocol}
     return found
 
 
@@ -1284,7 +1308,7 @@ def compare(runs, by=(), only=()):
             if name not in vars_of(config):
                 raise UserError(f"--by {name}: no option of {run}; its options are {', '.join(vars_of(config))}")
         ablated = "".join(f", {name} {'nothing' if config[name] in ('', None) else config[name]}" for name in by)
-        groups.setdefault((config["method"] or config["backbone"], data_of(config) + ablated), []).append((run, config, json.loads(file.read_text())))
+        groups.setdefault((config["method"] or run.name, data_of(config) + ablated), []).append((run, config, read_json(file)))
     rows = []
     for (method, data), members in groups.items():
         first_run, first, _ = members[0]
@@ -1341,7 +1365,7 @@ def write_comparison(rows, folder):
     folder.mkdir(parents=True, exist_ok=True)
     arms = ["untrained", *(arm for arm in ("any", "augmented", "semantic") if any(row.get(arm) for row in rows))]
     lines = [f"| method | pretrained on | measure | {' | '.join(arms)} | semantic - augmented [95 %] | each seed |", "|---" * (5 + len(arms)) + "|"]
-    with open(folder / "comparison.csv", "w", newline="") as file:
+    with open(folder / "comparison.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["method", "data", "measure", "arm", "seed", "value"])
         for row in rows:
@@ -1354,7 +1378,12 @@ def write_comparison(rows, folder):
             lines.append(f"| {' | '.join([row['method'], row['data'], row['measure'], *cells, difference, each])} |")
             for arm in arms:
                 table.writerows([row["method"], row["data"], row["measure"], arm, seed, value] for seed, value in sorted(row.get(arm, {}).items()))
-    (folder / "comparison.md").write_text("\n".join(lines) + "\n")
+    alone = {}  # seeds that only one arm has
+    for row in rows:
+        if others := sorted(row.get("augmented", {}).keys() ^ row.get("semantic", {}).keys()):
+            alone.setdefault(tuple(others), []).append(f"{row['method']} {row['data']}, {row['measure']}")
+    lines += [f"\nSeed {', '.join(map(str, seeds))}: of one arm only, so in its mean and not in the difference ({'; '.join(where)})." for seeds, where in alone.items()]
+    (folder / "comparison.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     draw_comparison(rows, folder / "comparison.png")
     return "\n".join(lines)
 
@@ -1399,13 +1428,12 @@ def draw_comparison(rows, path, panels=6):
     plt.close(figure)
 
 
-def draw_invariance(runs, path):
-    """A picture of the shares in the runs' result.json: a panel for each method, a row for each factor, a point for
+def draw_invariance(results, path):
+    """A picture of the shares {run: what invariance_run returns}: a panel for each method, a row for each factor, a point for
     each run, the mean larger; factors that the augmentation has, or imitates, above, the others below."""
     plt, by_method = pairs.pyplot(), {}
-    for run in map(Path, runs):
+    for run, shares in results.items():
         config = read_config(run)
-        shares = json.loads((run / "result.json").read_text())["invariance"]
         by_method.setdefault(config["method"] or config["backbone"], []).append((arm_of(config), shares))
     kinds = list(dict.fromkeys(kind.split(" of ")[0] for members in by_method.values() for _, shares in members for kind in shares))
     figure, axes = plt.subplots(len(kinds), len(by_method), figsize=(2 + 2.7 * len(by_method), 3.2 * len(kinds)), squeeze=False, sharex=True, sharey="row")
@@ -1462,15 +1490,15 @@ def parse_args(argv=None):
                        ("linear", "linear probe on frozen features, by L-BFGS, L2 strength chosen on validation images"),
                        ("transfer", "linear probe on other data sets, each with its own metric")):
         add = command(name, text).add_argument
-        add("--data", nargs="+", required=name == "transfer", help=f"{sets}; or folders of class folders" + ("" if name == "transfer" else " [the run's]"))
+        add("--data", type=pairs.named, nargs="+", required=name == "transfer", help=f"{sets}; or folders of class folders" + ("" if name == "transfer" else " [the run's]"))
     add = command("finetune", "fine-tuning of all layers, learning rate chosen on validation images").add_argument
-    add("--data", nargs="+", help=f"{sets}; or folders of class folders [the run's]")
+    add("--data", type=pairs.named, nargs="+", help=f"{sets}; or folders of class folders [the run's]")
     add("--fraction", type=pairs.fraction, default=1.0, help="share of the labelled images to train on, e.g. 0.01, 0.1, 1 [1]")
     add("--steps", type=pairs.positive_int, default=1000, help="steps of each of the five trainings (ssl-transfer: 5000) [1000]")
     add("--batch-size", type=pairs.positive_int, default=64, help="images in a step (ssl-transfer: 64) [64]")
     add("--seed", type=int, default=0, help="of the classifier, the order and the crops [0]")
     add = command("detect", "Faster R-CNN on the backbone, all layers trained; defaults: MoCo's schedule for VOC 07+12").add_argument
-    add("--data", nargs="+", required=True, help="scenes, or folders of the Pascal VOC layout, e.g. VOC2007 VOC2012")
+    add("--data", type=pairs.named, nargs="+", required=True, help="scenes, or folders of the Pascal VOC layout, e.g. VOC2007 VOC2012")
     add("--init", choices=["run", "random"], default="run", help="the run's backbone, or a new one: the from-scratch baseline [run]")
     add("--detector", choices=["c4", "fpn"], default="c4", help="c4: last stage as box head (MoCo); fpn: feature pyramid [c4]")
     add("--size", type=pairs.positive_int, nargs="+", help="short sides in pixels, one is drawn for each training image, the last is for testing [480 512 ... 800; scenes 128]")
@@ -1481,7 +1509,7 @@ def parse_args(argv=None):
     add("--roi-size", type=pairs.positive_int, help="side of RoIAlign's output with c4, before the last stage [14; scenes 7]")
     add("--seed", type=int, default=0, help="of the detector's weights, the order and the flips [0]")
     add = command("invariance", "which nuisance factors the features ignore; several runs are drawn into one picture", "*").add_argument
-    add("--data", help=f"images to transform: {sets}; or a folder of class folders [the run's; scenes: scenes-held-out]")
+    add("--data", type=pairs.named, help=f"images to transform: {sets}; or a folder of class folders [the run's; scenes: scenes-held-out]")
     add("--picture", help="the picture's file [invariance.png in the first run's folder]")
     add = command("compare", "semantic against augmented pairs, over matched runs and equal seeds", "+").add_argument
     add("--by", nargs="+", default=[], help="options of the pretraining in which runs may differ, each value in rows of its own: an ablation, e.g. --by without backbone")
@@ -1508,13 +1536,15 @@ def main():
         raise UserError("name a run folder, or --backbone-file FILE --backbone NAME")
 
     if args.command == "invariance":
+        results = {}
         for run in args.run:
-            for name, found in invariance_run(run, device, args.data, args.root, args.download, args.skip_bad).items():
+            results[run] = invariance_run(run, device, args.data, args.root, args.download, args.skip_bad)
+            for name, found in results[run].items():
                 print(f"{run}: {name}\n{'':14}{'inside':>8}{'untrained':>11}{'this run':>10}")
                 for factor, r in found["factors"].items():
                     print(f"{factor:14}{'yes' if r['inside'] else 'no':>8}{r['untrained']:11.3f}{r['share']:10.3f}", flush=True)
         picture = args.picture or Path(args.run[0]) / "invariance.png"
-        draw_invariance(args.run, picture)
+        draw_invariance(results, picture)
         print(f"Share of a factor: its variance / (its variance + the category's). 0: ignored. Picture: {picture}")
     elif args.command == "detect":
         small = args.data == ["scenes"]

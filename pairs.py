@@ -29,11 +29,13 @@ import json
 import math
 import multiprocessing
 import os
+import shlex
 import shutil
 import sys
 import threading
 import time
 import zlib
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -117,6 +119,11 @@ def nonnegative_float(text):
     return float(text)
 
 
+def named(data):
+    """A data set's name, or a folder's path that ends in its name: without ./ and a last slash, and . and .. spelled out."""
+    return os.path.abspath(data) if Path(data).name in ("", "..") else str(Path(data))
+
+
 def default_help(recipes):
     """A function from an option's name to the part of its help that shows its default on each kind of data."""
     return lambda option: f"[{recipes['scenes'][option]} on scenes, {recipes['photographs'][option]} on photographs]"
@@ -133,6 +140,9 @@ def parse(parser, argv, recipes):
         recipe["warmup_epochs"] = min(recipe["warmup_epochs"], (args.epochs or recipe["epochs"]) / 10)
     parser.set_defaults(**recipe)
     args = parser.parse_args(argv)
+    transforms = list(Augmentation.SWITCHES)
+    off = [name.strip() for name in args.without.split(",") if name.strip()]
+    args.without = ",".join(sorted(off, key=lambda name: transforms.index(name) if name in transforms else -1))
     if "warmup_epochs" in args and args.warmup_epochs >= args.epochs:
         raise UserError(f"--warmup-epochs {args.warmup_epochs:g} of --epochs {args.epochs}: the learning rate would never fall; warm up for less")
     if args.arm == "augmented" and not is_list:
@@ -218,7 +228,8 @@ class ImageSet:
     """Labelled images in memory: uint8 images (N, 3, S, S), int64 labels (N,), names of the classes.
 
     Of a set with several classes in an image the labels are (N, classes): 1 shown, 0 not, -1 difficult, not counted.
-    metric is the one that publications use for the set: "top-1", "mean per class" or "11-point mAP".
+    metric is the one that publications use for the set: "top-1", "mean per class" or "11-point mAP". files_crc32 tells other
+    files from these, by their names (of a pair list: by its pairs); None where there are no files.
     """
 
     name: str
@@ -226,6 +237,7 @@ class ImageSet:
     labels: torch.Tensor
     classes: list
     metric: str = "top-1"
+    files_crc32: int = None
 
     def __len__(self):
         return len(self.labels)
@@ -292,10 +304,13 @@ def semantic_partners(labels, generator):
     """For each image (N,) another one of its class, uniform over the n_c - 1 others.
 
     With the class written as a row of n_c places: a draw u in [0, n_c - 2], moved up by one from the
-    anchor's own place on, hits each other place equally often and never the anchor. No rejection.
+    anchor's own place on, hits each other place equally often and never the anchor. No rejection. Raises ValueError
+    for a class with one image.
     """
     by_class, place = torch.argsort(labels, stable=True), rank_in_class(labels)
     counts = torch.bincount(labels)
+    if (counts == 1).any():
+        raise ValueError("a class with one image has no partner for it")
     start = (counts.cumsum(0) - counts)[labels]
     u = (torch.rand(len(labels), generator=generator, dtype=torch.float64) * (counts[labels] - 1)).long()
     return by_class[start + u + (u >= place)]
@@ -318,6 +333,9 @@ def load_pairs(args):
         raise UserError(f"--data {args.data} is for evaluation, and is evaluated after a run on scenes; pretrain on --data scenes")
     if args.data is not None and Path(args.data).is_dir() and args.data not in TORCHVISION_SETS and has_class_folders(args.data):
         list_folder(Path(args.data), "test")  # what the run will be judged on: a mistake is better told before it than after
+        for option, folder in (("--cache", args.cache), ("--out", args.out or "runs")):
+            if not (Path(args.data) / "train").is_dir() and Path(folder).resolve().is_relative_to(Path(args.data).resolve()):
+                raise UserError(f"{option} {folder} would lie in --data {args.data} and be one of its classes; name a folder elsewhere")
     if args.pairs in ("augmented", "semantic"):
         pool = load_images(args.data, "train", args.image_size, args.limit, args.seed, args.root, args.download, args.skip_bad, args.cache)
         source = make_pairs(args.pairs, pool, args.seed)
@@ -363,19 +381,19 @@ def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=Non
             if not row[column].is_file():
                 raise UserError(f"{file}, line {row['line']}, {column}: no image {row[column]}; paths are relative to {folder}")
             index.setdefault(row[column], len(index))
-    for row in table:  # a row's category is its anchor's
-        category.setdefault(row["image_a"], row["category"])
+    for row in table:  # a row's category is its anchor's; unless given, the anchor's class folder tells
+        category.setdefault(row["image_a"], row["category"] or category_of(row["image_a"], folder))
     names = set(category.values())
     for row in table:  # a partner that is nowhere an anchor may be of another, which its class folder then tells
         own = category_of(row["image_b"], folder)
-        category.setdefault(row["image_b"], own if own in names else row["category"])
+        category.setdefault(row["image_b"], own if own in names or own and not row["category"] else category[row["image_a"]])
     rows = torch.tensor([[index[row["image_a"]], index[row["image_b"]]] for row in table])
     images, kept = cached(list(index), len(index), image_size, f"reading the images of {Path(file).name}", skip_bad, cache)
     place = torch.full((len(index),), -1).index_copy(0, kept, torch.arange(len(kept)))
     rows = place[rows][(place[rows] >= 0).all(1)]
     classes = sorted(set(category.values())) if all(category.values()) else [Path(file).stem]
     labels = torch.tensor([classes.index(c) if len(classes) > 1 else 0 for c in map(category.get, index)])
-    pool = ImageSet(Path(file).stem, images, labels[kept], classes)
+    pool = ImageSet(Path(file).stem, images, labels[kept], classes, files_crc32=crc32_of(folder, [row[c] for row in table for c in ("image_a", "image_b")]))
     return Pairs(pool, {"semantic": "list", "augmented": "augmented"}[arm], seed, rows)
 
 
@@ -514,9 +532,11 @@ def augment(images, view, generator, at_once=256 * 3 * 32**2):
     Every parameter is drawn for each image by itself; the distribution is that of torchvision's
     RandomResizedCrop, RandomHorizontalFlip, ColorJitter, RandomGrayscale, GaussianBlur, RandomSolarize
     applied image by image, at the speed of a few operations on the whole batch (on a CPU on parts of it, of
-    `at_once` numbers and no less than 8 images, which its cache takes better).
+    `at_once` numbers and no less than 8 images, which its cache takes better). Raises ValueError for images that are no squares.
     """
     n, size = len(images), images.shape[-1]
+    if images.shape[-2] != size:
+        raise ValueError(f"augment takes square images, not {tuple(images.shape)}")
     draws, out = draw(view, n, size, generator), torch.empty_like(images, dtype=torch.float32)
     part = max(8, at_once // (3 * size**2)) if images.device.type == "cpu" else n
     for rows in (slice(i, i + part) for i in range(0, n, part)):
@@ -924,7 +944,8 @@ def load_images(data, split="train", image_size=None, limit=None, seed=0, root="
         images, kept = cached([items[i] for i in order.tolist()], n, image_size, what, skip_bad, cache)
     else:
         images, kept = decode(map(opened, order[:n].tolist()), n, image_size, what, skip_bad)
-    return ImageSet(Path(data).name, images, labels[order[kept]], classes, metric)
+    files = crc32_of(data, [items[i] for i in order[:n].tolist()]) if opened is None else None
+    return ImageSet(Path(data).name, images, labels[order[kept]], classes, metric, files)
 
 
 def open_torchvision(data, split, root, download):
@@ -989,6 +1010,11 @@ def folders_in(folder):
     return sorted(d.name for d in Path(folder).iterdir() if d.is_dir() and d.name[0] != ".")
 
 
+def crc32_of(folder, paths):
+    """A check sum of the paths below a folder."""
+    return zlib.crc32("\0".join(str(path).removeprefix(str(Path(folder))) for path in paths).encode(errors="surrogateescape"))
+
+
 def has_class_folders(folder):
     """Whether a folder holds folders, which then are classes (or train, test, val) and not images without labels."""
     return bool(folders_in(folder))
@@ -997,7 +1023,7 @@ def has_class_folders(folder):
 def list_folder(folder, split):
     """Files, labels (N,) and class names of one split of a folder of class folders (see load_images). Raises UserError for
     folders that are no classes, for classes that only the test split has, and when there is no image."""
-    others = [folder / name for name in ("test", "val", "validation") if (folder / name).is_dir()]
+    others = [folder / name for name in ("test", "val", "valid", "validation") if (folder / name).is_dir()]
     has_splits = (folder / "train").is_dir()
     if has_splits and not others:
         raise UserError(f"{folder} has train/ but neither test/ nor val/ beside it: the probe needs one")
@@ -1026,27 +1052,45 @@ def list_folder(folder, split):
 
 
 class BadImage(UserError):
-    """An image file that cannot be read."""
+    """An image that cannot be read; `reason` says which and why."""
+
+    def __init__(self, item, why):
+        self.reason = f"{item}: {why}"
+        super().__init__(f"cannot read the image {self.reason}; repair or remove it")
 
 
 def open_image(item):
-    """A file (or an open PIL image) as an upright RGB image; 16 bits become 8. Raises BadImage."""
+    """A file (or an open PIL image) as an upright RGB image: 16 bits become 8, what is transparent white. Raises BadImage."""
     try:
         image = Image.open(item) if isinstance(item, Path) else item
+        if image.mode == "F":
+            raise ValueError("its pixels are floating-point numbers, whose range is not known")
         if image.mode.startswith("I"):  # 16 bits: PIL would cut them off at 255
             pixels = np.asarray(image).clip(0, 65535)
             image = Image.fromarray((pixels if image.mode == "I" and pixels.max() < 256 else pixels // 256).astype(np.uint8))
         ImageOps.exif_transpose(image, in_place=True)
         image.load()
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image if image.mode == "RGB" else image.convert("RGB")
     except Exception as error:  # broken files raise whatever their bytes lead the decoder to
-        raise BadImage(f"cannot read the image {item}: {error}; repair or remove it") from None
+        raise BadImage(item, error) from None
+
+
+def natural_size(paths):
+    """The side of the images unless it is given: the short side of the first one that can be read, at most 224 pixels."""
+    for path in paths:
+        try:
+            return min(224, *open_image(path).size)
+        except BadImage:
+            pass
+    return 8  # there is none, which will be told when they are decoded
 
 
 def list_bad(reasons, n):
     """One line that names all images that cannot be read."""
-    names = " | ".join(reason.removeprefix("cannot read the image ").removesuffix("; repair or remove it") for reason in reasons)
-    return f"{len(reasons)} of {n} images cannot be read: {names}; repair or remove them, or leave them out with --skip-bad"
+    return f"{len(reasons)} of {n} images cannot be read: {' | '.join(reasons)}; repair or remove them, or leave them out with --skip-bad"
 
 
 def decode(items, n, image_size, what, skip_bad=False):
@@ -1060,7 +1104,7 @@ def decode(items, n, image_size, what, skip_bad=False):
         try:
             image = open_image(item)
         except BadImage as error:
-            bad.append(str(error))
+            bad.append(error.reason)
             continue
         if out is None:
             image_size = image_size or min(224, *image.size)
@@ -1092,9 +1136,7 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
     """
     if cache is None:
         return decode(paths[:first], first, image_size, what, skip_bad)
-    if image_size is None:
-        readable = (image for path in paths if (image := try_open(path)) is not None)
-        image_size = min(224, *next(readable, Image.new("RGB", (8, 8))).size)
+    image_size = image_size or natural_size(paths)
     absolute = functools.cache(os.path.abspath)  # of each folder once: there may be a million files
     names, n = [os.path.join(absolute(folder), name) for folder, name in map(os.path.split, paths)], len(paths)
     key = f"{Path(os.path.commonpath({os.path.dirname(name) for name in names})).name}-{n}x{image_size}px-{zlib.crc32(repr((names, image_size)).encode()):08x}"
@@ -1130,14 +1172,6 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
         print(f"left out: {list_bad(reasons, first)}", flush=True)
         images = images[kept]  # a copy in memory
     return images, kept
-
-
-def try_open(path):
-    """The image of a file, or None where it cannot be read."""
-    try:
-        return open_image(path)
-    except BadImage:
-        return None
 
 
 def fill(folder, names, rows, image_size, what, chunk=64):
@@ -1177,7 +1211,7 @@ def fill_chunk(job):
                 image = fit(open_image(Path(name)), image_size)
             except BadImage as error:
                 done[row] = 2
-                reasons.append(str(error))
+                reasons.append(error.reason)
                 continue
             images.seek(int(row) * image.nbytes)
             if images.write(image) < image.nbytes:  # into a map it would cost a fault for every page
@@ -1376,7 +1410,12 @@ def propose(folder, by="random", count=None, backbone=None, image_size=None, see
     order = torch.randperm(len(paths), generator=stream("propose order", seed))
     order = order[by_turns(labels[order])] if labels is not None else order
     order = order[:count]
-    name = lambda i: paths[i].relative_to(folder).as_posix()
+    def name(i):
+        path = paths[i].relative_to(folder).as_posix()
+        if path != path.encode(errors="replace").decode():
+            raise UserError(f"{folder}: the file name {path!r} is not UTF-8, as a list must be; rename it")
+        return path
+
     rows = [{"image_a": name(i), "image_b": name(partner[i]), "category": classes[labels[i]] if labels is not None else ""} for i in order.tolist()]
     return rows, torch.stack([images[order], images[partner[order]]], 1)
 
@@ -1408,7 +1447,7 @@ def category_of(path, folder):
     """The class folder of an image: the first below `folder`, or below its train, test, val; "" if it lies in neither."""
     path, folder = (Path(os.path.abspath(p)) for p in (path, folder))
     parts = path.relative_to(folder).parts[:-1] if path.is_relative_to(folder) else ()
-    parts = parts[1:] if parts and parts[0] in ("train", "test", "val", "validation") else parts
+    parts = parts[1:] if parts and parts[0] in ("train", "test", "val", "valid", "validation") else parts
     return parts[0] if parts else ""
 
 
@@ -1425,10 +1464,9 @@ def check(file, folder=None):
     small, progress = {}, Progress("reading images", len(seen))
     for done, path in enumerate(seen):
         try:
-            small[path] = thumbnails(decode([path], 1, 64, "")[0]) if path.is_file() else None
-            mistakes += [] if path.is_file() else [f"line {seen[path][0]}: {path} is missing"]
-        except UserError as error:
-            mistakes.append(f"line {seen[path][0]}: {str(error).removeprefix('1 of 1 images cannot be read: ').split('; repair')[0]}: cannot be read")
+            small[path] = thumbnails(torch.from_numpy(fit(open_image(path), 64))[None])
+        except BadImage as error:
+            mistakes.append(f"line {seen[path][0]}: " + (f"{error.reason}: cannot be read" if path.is_file() else f"{path} is missing"))
         progress(done + 1)
     false, known = [], 0
     for row in rows:
@@ -1442,10 +1480,7 @@ def check(file, folder=None):
             known += 1
             if categories[0] != categories[1]:
                 false.append(f"line {row['line']}: {row['image_a']} and {row['image_b']} are of two categories")
-    count = {}
-    for row in rows:
-        name = row["category"] or category_of(row["image_a"], folder)
-        count[name] = count.get(name, 0) + 1
+    count = Counter(row["category"] or category_of(row["image_a"], folder) for row in rows)
     if set(count) - {""}:
         low, high = min(count, key=count.get), max(count, key=count.get)
         spread = f"{count[low]} in each" if count[low] == count[high] else f"{count[low]} ({low}) to {count[high]} ({high})"
@@ -1491,11 +1526,8 @@ def main():
 
         if not args.backbone_file:
             raise UserError("--by features needs --backbone-file FILE (and --backbone NAME)")
-        size = args.image_size
-        if size is None:
-            readable = (image for path in find_images(Path(args.data)) if (image := try_open(path)) is not None)
-            size = args.image_size = min(224, *next(readable, Image.new("RGB", (224, 224))).size)
-        backbone, _ = evaluate.build_backbone(args.backbone, size)
+        args.image_size = args.image_size or natural_size(find_images(Path(args.data)))
+        backbone, _ = evaluate.build_backbone(args.backbone, args.image_size)
         evaluate.load_weights(backbone, args.backbone_file)
         backbone.to(evaluate.pick_device(args.device))
     elif args.ignore_labels:
@@ -1509,7 +1541,7 @@ def main():
     sheets = write_sheets(out.with_suffix(""), rows, both)
     last = f" ... {sheets[-1].name}" if len(sheets) > 1 else ""
     print(f"{out}: {len(rows):,} pairs. Look at {sheets[0]}{last}, set keep to 0 where a pair is wrong, then\n"
-          f"    python pairs.py check {out} --data {args.data}\n    python simclr.py --pairs {out} --data {args.data}")
+          f"    python pairs.py check {' '.join(options := [shlex.quote(str(out)), '--data', shlex.quote(args.data)])}\n    python simclr.py --pairs {' '.join(options)}")
 
 
 if __name__ == "__main__":

@@ -127,3 +127,30 @@ def test_the_numbers_of_a_result():
     assert {k: v["value"] for k, v in found.items()} == pytest.approx({("knn", "d"): 0.3, ("detect AP50", "v"): 0.7, ("detect AP", "v"): 0.4,
                                                          ("share of rotation", "factors of scenes"): 0.6})
     assert json.dumps([list(k) for k in found])  # names only
+
+
+def test_seeds_of_one_arm_only_are_told(make, tmp_path):
+    runs = [make("augmented", 0, 0.2), make("augmented", 1, 0.6), make("semantic", 1, 0.5), make("semantic", 2, 0.9)]
+    said = evaluate.write_comparison(evaluate.compare(runs), tmp_path / "out")
+    assert "-0.100" in said and "Seed 0, 2: of one arm only, so in its mean and not in the difference (simclr scenes, linear held)." in said
+    assert "of one arm only" not in evaluate.write_comparison(evaluate.compare(runs[1:3]), tmp_path / "out")
+
+
+def test_fine_tuning_counts_by_the_mean_of_its_seeds_and_other_files_are_refused(make):
+    runs = [make("augmented", 0, 0.5), make("semantic", 0, 0.6)]
+    for run, values in zip(runs, ((0.2, 0.4), (0.5,))):
+        for seed, value in enumerate(values):
+            evaluate.add_results(run, {"finetune": {f"held, 0.1 of the labels, seed {seed}": {"accuracy": value, "untrained": value / 2, "chance": 0.1, "files_crc32": 7}}})
+    row = next(row for row in evaluate.compare(runs) if row["measure"] == "finetune held, 0.1 of the labels")
+    assert row["augmented"] == pytest.approx({0: 0.3}) and row["semantic"] == {0: 0.5} and row["untrained"] == pytest.approx({0: 0.25})
+    evaluate.add_results(runs[1], {"finetune": {"held, 0.1 of the labels, seed 0": {"accuracy": 0.5, "untrained": 0.1, "chance": 0.1, "files_crc32": 8}}})
+    with pytest.raises(UserError, match="files_crc32 is 7 in .* and 8 in "):
+        evaluate.compare(runs)
+
+
+def test_backbones_from_elsewhere_stand_in_rows_of_their_own(make):
+    runs = [make("augmented", 0, value, method=None, backbone_file=f"{value}.pt") for value in (0.3, 0.4)]
+    for run in runs:
+        evaluate.write_json(run / "config.json", evaluate.read_config(run) | {"pairs": None})
+    rows = evaluate.compare(runs)
+    assert [row["method"] for row in rows] == [run.name for run in runs] and [row["any"] for row in rows] == [{0: 0.3}, {0: 0.4}]

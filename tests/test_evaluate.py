@@ -296,7 +296,7 @@ def test_collapse_signals_of_known_cases():
 def make_run(tmp_path, **options):
     import simclr
 
-    argv = [f"--{k.replace('_', '-')}={v}" for k, v in ({"out": tmp_path / "run", "epochs": 2, "batch_size": 4} | options).items()]
+    argv = [f"--{k.replace('_', '-')}" + f"={v}" * (v is not True) for k, v in ({"out": tmp_path / "run", "epochs": 2, "batch_size": 4} | options).items()]
     args = simclr.parse_args(argv + ["--device=cpu"])
     pool = pairs.ImageSet("t", torch.zeros(8, 3, 16, 16, dtype=torch.uint8), torch.zeros(8, dtype=torch.long), ["a"])
     backbone, _ = evaluate.build_backbone("convnet", 16)
@@ -335,8 +335,10 @@ def test_checkpoints_are_written_when_the_last_is_old_and_at_the_end(tmp_path):
     assert saved() == 2
     run.save(3)
     assert saved() == 2
+    evaluate.add_results(run.folder, {"knn": {"t": {"accuracy": 0.1}}})  # while the run goes on
     run.save(4)
-    assert saved() == 4
+    assert saved() == 4 and not (run.folder / "result.json").exists()
+    assert evaluate.read_json(run.folder / "result-epoch2.json") == {"knn": {"t": {"accuracy": 0.1}}}
 
 
 def test_a_collapsing_run_warns_once_in_plain_words(tmp_path, capsys):
@@ -417,10 +419,32 @@ def test_the_limit_of_a_run_holds_for_its_data_however_it_is_named(tmp_path, mon
         for i in range(5):
             Image.new("RGB", (8, 8)).save(tmp_path / "photos" / label / f"{i}.png")
     monkeypatch.chdir(tmp_path)
-    config = {"data": "photos", "limit": 4, "image_size": 8, "seed": 0, "root": "data"}
+    config = {"data": "photos", "pairs": "semantic", "limit": 4, "image_size": 8, "seed": 0, "root": "data"}
     sizes = [len(evaluate.load_splits(config, data, splits=["train"])[0]) for data in ("photos", "./photos/", str(tmp_path / "photos"))]
     assert sizes == [4, 4, 4]
     assert len(evaluate.load_splits(config | {"data": "other"}, "photos", splits=["train"])[0]) == 8
+    assert len(evaluate.load_splits(config | {"pairs": "list.csv"}, "photos", splits=["train"])[0]) == 8  # the limit is the list's
+    (tmp_path / "photos" / "a" / "0.png").rename(tmp_path / "photos" / "a" / "00.png")
+    known = pairs.load_images("photos", limit=4).files_crc32
+    assert evaluate.load_splits(config | {"files_crc32": known}, "photos", splits=["train"])
+    with pytest.raises(UserError, match="other files than the run was trained on"):
+        evaluate.load_splits(config | {"files_crc32": known + 1}, "photos", splits=["train"])
+
+
+def test_chance_is_to_name_the_largest_class():
+    labels = torch.tensor([0, 0, 0, 1] * 5)
+    found = pairs.ImageSet("t", torch.randint(256, (20, 3, 8, 8), dtype=torch.uint8), labels, ["a", "b"])
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    assert evaluate.judge(["knn"], backbone, backbone, found, found)["knn"]["chance"] == 0.75
+
+
+def test_damaged_files_of_a_run_are_named(tmp_path):
+    run = make_run(tmp_path)
+    for name, call in (("checkpoint.pt", lambda: make_run(tmp_path, resume=True)), ("config.json", lambda: evaluate.read_config(run.folder))):
+        path = run.folder / name
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(UserError, match=f"{name} is damaged"):
+            call()
 
 
 def test_invariance_to_images_of_several_classes_is_refused_before_anything_is_computed(monkeypatch):
@@ -429,4 +453,7 @@ def test_invariance_to_images_of_several_classes_is_refused_before_anything_is_c
     monkeypatch.setattr(evaluate, "load_backbone", lambda run: (nn.Identity(), nn.Identity()))
     monkeypatch.setattr(evaluate, "load_splits", lambda *_: [several])
     with pytest.raises(UserError, match="the images of voc2007 have several classes each"):
+        evaluate.invariance_run("run", torch.device("cpu"), "voc2007")
+    several.labels = torch.arange(4)
+    with pytest.raises(UserError, match="needs two classes or more, with two test images"):
         evaluate.invariance_run("run", torch.device("cpu"), "voc2007")

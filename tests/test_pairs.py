@@ -1,6 +1,7 @@
 """Pairs: the scenes, folders, partners, lists, and the augmentation against torchvision."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torchvision.transforms.v2.functional as TF
 from PIL import Image
 
 import pairs
+import simclr
 from pairs import UserError
 
 
@@ -136,6 +138,47 @@ def test_a_class_with_one_image_is_an_error_that_names_it():
     with pytest.raises(UserError, match="c1"):
         pairs.make_pairs("semantic", pool([0, 0, 1, 2, 2]), 0)
     assert len(pairs.make_pairs("augmented", pool([0, 0, 1, 2, 2]), 0)) == 5
+
+
+def test_pieces_refuse_what_they_would_get_wrong():
+    for labels in ([0, 1, 1], [1, 1, 2]):
+        with pytest.raises(ValueError, match="one image has no partner"):
+            pairs.semantic_partners(torch.tensor(labels), pairs.stream(0))
+    with pytest.raises(ValueError, match="square"):
+        pairs.augment(torch.zeros(2, 3, 8, 12, dtype=torch.uint8), pairs.Augmentation(), pairs.stream(0))
+
+
+def test_names_and_lists_of_transforms_are_taken_however_they_are_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [pairs.named(data) for data in ("cifar10", "./flat/", "a/b/", ".")] == ["cifar10", "flat", "a/b", str(tmp_path)]
+    args = simclr.parse_args(["--data", "./flat/", "--without", "jitter, flip,crop"])
+    assert (args.data, args.without) == ("flat", "crop,flip,jitter")
+    with pytest.raises(UserError, match="--without turn: choose from crop, flip"):
+        pairs.make_views(simclr.parse_args(["--without", "flip,turn"]), 32)
+
+
+def test_a_cache_or_run_within_the_data_is_refused(tmp_path, monkeypatch):
+    write_folder(tmp_path / "flat")
+    monkeypatch.chdir(tmp_path / "flat")
+    for options, named in ((["--data", "."], "--cache cache"), (["--data", ".", "--cache", "../cache", "--out", "here"], "--out here")):
+        with pytest.raises(UserError, match=f"{named} would lie in --data"):
+            pairs.load_pairs(simclr.parse_args(options))
+    args = simclr.parse_args(["--data", ".", "--cache", "../cache", "--out", "../run"])
+    assert pairs.load_pairs(args).pool.name == "flat"
+
+
+def test_other_files_have_another_check_sum(tmp_path):
+    write_folder(tmp_path / "flat"), write_folder(tmp_path / "other" / "flat", each=6)
+    sums = [pairs.load_images(str(tmp_path / name)).files_crc32 for name in ("flat", "./flat", "other/flat")]
+    assert sums[0] == sums[1] != sums[2]
+    rows = ["cat/0.png,cat/1.png", "dog/0.png,dog/1.png"]
+    sums = []
+    for listed in (rows, rows, [rows[0], "dog/0.png,dog/2.png"], ["cat/0.png,dog/1.png", "dog/0.png,cat/1.png"]):
+        (tmp_path / "flat" / "list.csv").write_text("image_a,image_b\n" + "\n".join(listed) + "\n")
+        source = pairs.read_pair_list(tmp_path / "flat" / "list.csv")
+        sums.append(source.pool.files_crc32)
+    assert sums[0] == sums[1] and len(set(sums)) == 3
+    assert source.pool.classes == ["cat", "dog"] and source.rates(0)["false_rate"] == 1  # categories of the class folders
 
 
 def test_curated_list_and_its_matched_baseline(tmp_path):
@@ -346,6 +389,17 @@ def awkward(folder):
     return ["cmyk.jpg", "größe und leer.png", "link.png", "nested/deep/a.PNG", "palette.png", "sixteen bits.png", "turned.jpg", "wide.tif"]
 
 
+def test_what_is_transparent_is_white_and_floating_point_images_are_refused(tmp_path):
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 4, 8))  # black, and transparent black
+    image.save(tmp_path / "a.png")
+    assert np.asarray(pairs.open_image(tmp_path / "a.png"))[0, :, 0].tolist() == [0] * 4 + [255] * 4
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "f.tif")
+    with pytest.raises(UserError, match="f.tif: its pixels are floating-point"):
+        pairs.open_image(tmp_path / "f.tif")
+    assert pairs.natural_size([tmp_path / "f.tif", tmp_path / "a.png"]) == 8
+
+
 def test_awkward_images_are_read_as_they_look(tmp_path):
     names = awkward(tmp_path / "c")
     assert [p.relative_to(tmp_path / "c").as_posix() for p in pairs.find_images(tmp_path / "c")] == names
@@ -484,6 +538,16 @@ def test_proposed_pairs_are_balanced_and_pass_the_check(tmp_path):
     for row, (a, b) in zip(rows, both):
         assert row["image_a"] != row["image_b"] and row["image_a"].split("/")[1] == row["image_b"].split("/")[1] == row["category"]
         assert torch.equal(a, pairs.decode([folder / row["image_a"]], 1, 16, "")[0][0]) and torch.equal(b, pairs.decode([folder / row["image_b"]], 1, 16, "")[0][0])
+
+
+def test_a_file_name_that_a_list_cannot_hold_is_named(tmp_path):
+    folder = two_colours(tmp_path / "d")
+    try:
+        (folder / "train" / "red" / "00.png").rename(os.fsdecode(bytes(folder / "train" / "red") + b"/caf\xe9.png"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    with pytest.raises(UserError, match="is not UTF-8"):
+        pairs.propose(folder)
 
 
 def test_neighbours_without_labels_and_without_copies():

@@ -200,7 +200,7 @@ def test_every_evaluation_of_a_run(runs, photos, tmp_path):
     assert list(result) == ["linear", "knn", "transfer", "finetune", "detect", "invariance"]
     probe = result["transfer"][photos.name]
     assert probe["l2"] in evaluate.L2_GRID and len(probe["validation"]) == len(evaluate.L2_GRID) and probe["metric"] == "top-1"
-    tuned = result["finetune"][f"{photos.name}, 0.5 of the labels"]
+    tuned = result["finetune"][f"{photos.name}, 0.5 of the labels, seed 0"]
     assert tuned["n_fitted"] == 20 and tuned["n_train"] == 40 and set(tuned["validation"]) == set(map(str, evaluate.FINETUNE_LRS))
     for init in ("run", "random"):
         found = result["detect"][f"scenes, c4, init {init}, seed 0"]
