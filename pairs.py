@@ -1127,7 +1127,8 @@ def fit(image, size):
 
 
 def cached(paths, first, image_size, what, skip_bad=False, cache=None):
-    """As `decode`, of the first `first` files of `paths`; with `cache`, a folder, each file is decoded once for all runs.
+    """As `decode`, of the first `first` files of `paths`; with `cache`, a folder, each file is decoded once for all runs, and the
+    places of what is kept need not be in order.
 
     Below `cache` lies a folder for this list of files and this size: images.bin, uint8 (N, 3, S, S), mapped into memory
     and not read into it; done.bin, a byte for each image (0 not yet, 1 decoded, 2 cannot be read); index.json, the
@@ -1167,11 +1168,14 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
     if reasons and (not skip_bad or len(reasons) == first):
         raise UserError(list_bad(reasons, first))
     images = torch.from_numpy(np.memmap(folder / "images.bin", np.uint8, "c", shape=(n, 3, image_size, image_size)))[:first]
-    kept = torch.from_numpy(np.flatnonzero(done[:first] == 1))
-    if reasons:
+    good = torch.from_numpy(done[:first] == 1)
+    kept = torch.arange(int(good.sum()))
+    if reasons:  # the last good images fill the gaps, in memory of this process: the others need not be copied
         print(f"left out: {list_bad(reasons, first)}", flush=True)
-        images = images[kept]  # a copy in memory
-    return images, kept
+        gaps = kept[~good[: len(kept)]]
+        kept[gaps] = len(kept) + good[len(kept) :].nonzero()[:, 0]
+        images[gaps] = images[kept[gaps]]
+    return images[: len(kept)], kept
 
 
 def fill(folder, names, rows, image_size, what, chunk=64):

@@ -468,12 +468,15 @@ def test_a_changed_source_is_decoded_anew(tmp_path, capsys):
 
 def test_bad_images_and_full_disks_with_a_cache(tmp_path, monkeypatch):
     files = noisy(tmp_path / "d", 6)
+    right = pairs.decode(files, 6, 16, "")[0]
     files[2].write_bytes(b"")
     for _ in range(2):  # named each time, not only when first met
         with pytest.raises(UserError, match="1 of 6 images cannot be read: .*002.png"):
             pairs.cached(files, 6, 16, "", cache=tmp_path / "cache")
         images, kept = pairs.cached(files, 6, 16, "", skip_bad=True, cache=tmp_path / "cache")
-        assert kept.tolist() == [0, 1, 3, 4, 5] and torch.equal(images, pairs.decode(files, 6, 16, "", skip_bad=True)[0])
+        assert kept.tolist() == [0, 1, 5, 3, 4] and torch.equal(images, right[kept])  # the last good one in the gap
+    (array,) = (tmp_path / "cache").glob("*/images.bin")
+    assert not np.fromfile(array, np.uint8).reshape(6, -1)[2].any()  # and not on the disk
     monkeypatch.setattr(pairs.shutil, "disk_usage", lambda _: type("", (), {"free": 100}))
     with pytest.raises(UserError, match="6 images of 24 px need 0.0 GB"):
         pairs.cached(files, 6, 24, "", cache=tmp_path / "cache")
