@@ -22,8 +22,8 @@ The rules, for every number that this file prints:
   4. semantic pairs use labels. Numbers on categories that pretraining saw are therefore not self-supervised
      for that arm; the fair headline is `scenes-held-out`, categories that no pretraining image shows.
 
-Reading order: backbones, features and heads (kNN, linear probe, fine-tuning), detection, invariance, collapse
-signals, run folder, the evaluations of a run, comparison, command line. This file knows no pretraining method.
+Reading order: backbones, features and heads (kNN, linear probe, fine-tuning), detection, invariance, collapse signals,
+several processes, run folder, the evaluations of a run, comparison, command line. This file knows no pretraining method.
 """
 
 import argparse
@@ -208,89 +208,6 @@ def multiplies_in_bf16(device):
 def autocast(device):
     """bf16 autocast for the networks where it is faster; losses are computed outside of it, in float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=multiplies_in_bf16(device))
-
-
-# ---------------------------------------------------------------------------------- several processes
-
-
-def join(device_name, batch_size):
-    """The torch.device of this process. Under torchrun it also joins the others: NCCL on GPUs, one each; else gloo.
-
-    Only process 0 prints. Raises UserError when the device is not there, or batch_size no multiple of the processes, or
-    a process would see less than two pairs.
-    """
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if batch_size % world:
-        raise UserError(f"--batch-size {batch_size} must be a multiple of the {world} processes: it is the batch of all of them")
-    if batch_size < 2 * world:
-        raise UserError(f"--batch-size {batch_size}: BatchNorm needs 2 pairs or more in each process")
-    if world > 1 and device_name.startswith("cuda"):
-        local, here = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if device_name != "cuda" or local >= here:
-            raise UserError(f"--device {device_name} under torchrun: use cuda, and as many processes as GPUs, {here} here; each takes one")
-        torch.cuda.set_device(local)  # "cuda" means this one from now on
-    device = pick_device(device_name)
-    if device.index is not None and device.type == "cuda":
-        torch.cuda.set_device(device)  # its random state, name and memory are those that are asked for
-    if world > 1:
-        # process 0 may download or decode a data set while the others wait
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=12))
-        if dist.get_rank():
-            sys.stdout = open(os.devnull, "w")
-    return device
-
-
-def parallel(model, compile=False, sync_batchnorm=True):
-    """The model as the training loop calls it: itself, its parts compiled if wanted, or among several processes in
-    DistributedDataParallel, which averages gradients; BatchNorm takes its statistics over all processes (torch has
-    that on GPUs only, and there its SyncBatchNorm makes the host wait in every layer)."""
-    if dist.is_initialized() and sync_batchnorm and next(model.parameters()).is_cuda:
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # replaces the layers inside, keeps their parameters
-    if compile:
-        for part in model.children():  # in place: the names of the parameters stay
-            part.compile(dynamic=False)  # parts that share a forward would else be taken for one of many shapes
-    if not dist.is_initialized():
-        return model
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of the argument's newer name, which older torch does not know
-        return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
-
-
-def gather(z):
-    """The rows z (N, d) of every process, (processes N, d), in order; z itself when there is one.
-
-    A loss of all rows can then be computed by each process. Its gradient reaches the own rows, multiplied by the
-    number of processes, because DistributedDataParallel averages: the result is the gradient on the joined batch.
-    """
-    rank, world = pairs.rank_and_world()
-    if world == 1:
-        return z
-    rows = [torch.empty_like(z) for _ in range(world)]
-    dist.all_gather(rows, z.detach().contiguous())
-    if z.requires_grad:
-        rows[rank] = z * world - z.detach() * (world - 1)  # the value of z, world times its gradient
-    return torch.cat(rows)
-
-
-def same_on_all(x):
-    """Process 0's tensor x, on every process."""
-    if dist.is_initialized():
-        dist.broadcast(x, 0)
-    return x
-
-
-def on_first(call):
-    """Calls on process 0 only; a UserError there is raised in every process, so that none waits for the others."""
-    error = [None]
-    if pairs.rank_and_world()[0] == 0:
-        try:
-            call()
-        except UserError as caught:
-            error[0] = str(caught)
-    if dist.is_initialized():
-        dist.broadcast_object_list(error)
-    if error[0]:
-        raise UserError(error[0])
 
 
 # -------------------------------------------------------------------------------------------- heads
@@ -836,6 +753,89 @@ def collapse_signals(z):
     s = s / s.sum()
     rank = torch.exp(-(s * torch.log(s.clamp(min=1e-12))).sum())
     return (z.std(0).mean() * math.sqrt(z.shape[1])).item(), rank.item()
+
+
+# ---------------------------------------------------------------------------------- several processes
+
+
+def join(device_name, batch_size):
+    """The torch.device of this process. Under torchrun it also joins the others: NCCL on GPUs, one each; else gloo.
+
+    Only process 0 prints. Raises UserError when the device is not there, or batch_size no multiple of the processes, or
+    a process would see less than two pairs.
+    """
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if batch_size % world:
+        raise UserError(f"--batch-size {batch_size} must be a multiple of the {world} processes: it is the batch of all of them")
+    if batch_size < 2 * world:
+        raise UserError(f"--batch-size {batch_size}: BatchNorm needs 2 pairs or more in each process")
+    if world > 1 and device_name.startswith("cuda"):
+        local, here = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if device_name != "cuda" or local >= here:
+            raise UserError(f"--device {device_name} under torchrun: use cuda, and as many processes as GPUs, {here} here; each takes one")
+        torch.cuda.set_device(local)  # "cuda" means this one from now on
+    device = pick_device(device_name)
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)  # its random state, name and memory are those that are asked for
+    if world > 1:
+        # process 0 may download or decode a data set while the others wait
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=12))
+        if dist.get_rank():
+            sys.stdout = open(os.devnull, "w")
+    return device
+
+
+def parallel(model, compile=False, sync_batchnorm=True):
+    """The model as the training loop calls it: itself, its parts compiled if wanted, or among several processes in
+    DistributedDataParallel, which averages gradients; BatchNorm takes its statistics over all processes (torch has
+    that on GPUs only, and there its SyncBatchNorm makes the host wait in every layer)."""
+    if dist.is_initialized() and sync_batchnorm and next(model.parameters()).is_cuda:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # replaces the layers inside, keeps their parameters
+    if compile:
+        for part in model.children():  # in place: the names of the parameters stay
+            part.compile(dynamic=False)  # parts that share a forward would else be taken for one of many shapes
+    if not dist.is_initialized():
+        return model
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of the argument's newer name, which older torch does not know
+        return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+
+
+def gather(z):
+    """The rows z (N, d) of every process, (processes N, d), in order; z itself when there is one.
+
+    A loss of all rows can then be computed by each process. Its gradient reaches the own rows, multiplied by the
+    number of processes, because DistributedDataParallel averages: the result is the gradient on the joined batch.
+    """
+    rank, world = pairs.rank_and_world()
+    if world == 1:
+        return z
+    rows = [torch.empty_like(z) for _ in range(world)]
+    dist.all_gather(rows, z.detach().contiguous())
+    if z.requires_grad:
+        rows[rank] = z * world - z.detach() * (world - 1)  # the value of z, world times its gradient
+    return torch.cat(rows)
+
+
+def same_on_all(x):
+    """Process 0's tensor x, on every process."""
+    if dist.is_initialized():
+        dist.broadcast(x, 0)
+    return x
+
+
+def on_first(call):
+    """Calls on process 0 only; a UserError there is raised in every process, so that none waits for the others."""
+    error = [None]
+    if pairs.rank_and_world()[0] == 0:
+        try:
+            call()
+        except UserError as caught:
+            error[0] = str(caught)
+    if dist.is_initialized():
+        dist.broadcast_object_list(error)
+    if error[0]:
+        raise UserError(error[0])
 
 
 # --------------------------------------------------------------------------------------- run folder

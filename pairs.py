@@ -16,8 +16,8 @@ in one index, the *partner*:
 Everything else (image pool, order of anchors, number of pairs, augmentation draws) is equal, so a
 difference between two runs is a difference between the pairs.
 
-Reading order: pairs, augmentation, and then where images come from: the embedded `scenes`, folders and their cache,
-torchvision's sets, boxes; last how a list of pairs is made. This file knows no method, optimiser or loss.
+Reading order: pairs, augmentation; then where they come from: folders and lists, the embedded `scenes`, torchvision's sets,
+the cache, boxes; last what all programs share, and how a list of pairs is made. This file knows no method, optimiser or loss.
 """
 
 import argparse
@@ -56,100 +56,10 @@ except ImportError:  # Windows
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LUMA = (0.2989, 0.587, 0.114)  # of red, green, blue in brightness (ITU-R 601-2)
-SPLIT_NAMES = ("train", "training", "test", "testing", "val", "valid", "validation")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
 
 
 class UserError(Exception):
     """A mistake of the user's: one line that says what was wrong, where, and what to do."""
-
-
-def run_cli(main):
-    """Calls `main()`; a UserError, a path that cannot be written to, or too little memory of a GPU becomes one line on stderr
-    and exit status 2, a bug keeps its traceback."""
-    try:
-        return main()
-    except UserError as error:
-        mistake = error
-    except torch.OutOfMemoryError as error:
-        mistake = (f"out of GPU memory ({str(error).splitlines()[0]}): try a smaller batch, smaller images, another --device, or evaluate "
-                   "later, on the CPU; what is written is kept")
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            mistake = "the disk is full; make room. What is written is kept"
-        elif error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
-            mistake = f"{error.filename}: {error.strerror.lower()}; name another file or folder"
-        else:
-            raise
-    except KeyboardInterrupt:
-        print("\ninterrupted; what is written is kept, and --resume goes on with a run from its last checkpoint", file=sys.stderr)
-        sys.exit(130)
-    print(f"{Path(sys.argv[0]).name}: error: {mistake}", file=sys.stderr)
-    sys.exit(2)
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, except that a mistake is a UserError: one line instead of the whole usage."""
-
-    def error(self, message):
-        raise UserError(f"{message}; --help lists the options")
-
-
-def positive_int(text):
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return int(text)
-
-
-def positive_float(text):
-    if not 0 < float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return float(text)
-
-
-def fraction(text):
-    if not 0 <= float(text) <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return float(text)
-
-
-def nonnegative_float(text):
-    if not 0 <= float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
-    return float(text)
-
-
-def named(data):
-    """A data set's name, or a folder's path that ends in its name: without ./ and a last slash, and . and .. spelled out."""
-    return os.path.abspath(data) if Path(data).name in ("", "..") else str(Path(data))
-
-
-def default_help(recipes):
-    """A function from an option's name to the part of its help that shows its default on each kind of data."""
-    return lambda option: f"[{recipes['scenes'][option]} on scenes, {recipes['photographs'][option]} on photographs]"
-
-
-def parse(parser, argv, recipes):
-    """Parses twice: once to see which data is meant, then with that data's recipe as the defaults. Raises UserError for
-    options that contradict each other."""
-    args = parser.parse_args(argv)
-    is_list = args.pairs not in ("augmented", "semantic")
-    on_scenes = args.data in (None, "scenes") and not is_list
-    recipe = recipes["scenes"] | {"data": "scenes"} if on_scenes else dict(recipes["photographs"])
-    if "warmup_epochs" in recipe:
-        recipe["warmup_epochs"] = min(recipe["warmup_epochs"], (args.epochs or recipe["epochs"]) / 10)
-    parser.set_defaults(**recipe)
-    args = parser.parse_args(argv)
-    transforms = list(Augmentation.SWITCHES)
-    off = [name.strip() for name in args.without.split(",") if name.strip()]
-    args.without = ",".join(sorted(off, key=lambda name: transforms.index(name) if name in transforms else -1))
-    if "warmup_epochs" in args and args.warmup_epochs >= args.epochs:
-        raise UserError(f"--warmup-epochs {args.warmup_epochs:g} of --epochs {args.epochs}: the learning rate would never fall; warm up for less")
-    if args.arm == "augmented" and not is_list:
-        raise UserError(f"--pairs {args.pairs} --arm augmented: --arm is for a list, FILE.csv; did you mean --pairs augmented?")
-    if args.pairs == "augmented" and (args.false_pairs or args.semantic_share < 1):
-        raise UserError("--false-pairs and --semantic-share change semantic pairs: use them with --pairs semantic or a list")
-    return args
 
 
 def stream(*key):
@@ -180,44 +90,6 @@ def send(x, device):
 def uniform(low, high, shape, generator):
     """Uniform numbers between low and high."""
     return low + (high - low) * torch.rand(shape, generator=generator)
-
-
-@contextmanager
-def locked(file):
-    """Holds a lock on a file, so that one process at a time is inside; it falls when the process dies. Not on Windows, nor
-    on file systems without locks."""
-    with open(file, "w") as opened:
-        try:
-            if fcntl:
-                fcntl.flock(opened, fcntl.LOCK_EX)
-        except OSError:
-            pass
-        yield
-
-
-@contextmanager
-def first_process_first():
-    """Under torchrun process 0 is inside alone, to download, say; the others follow when it is done."""
-    rank, world = rank_and_world()
-    if rank:
-        dist.barrier()
-    yield
-    if world > 1 and not rank:
-        dist.barrier()
-
-
-class Progress:
-    """Prints `what: done/total, time left` at most every two seconds; silent when the work is short."""
-
-    def __init__(self, what, total):
-        self.what, self.total, self.start = what, total, time.time()
-        self.printed = self.start
-
-    def __call__(self, done):
-        now = time.time()
-        if now - self.printed > 2:
-            self.printed, left = now, (now - self.start) * (self.total - done) / max(done, 1)
-            print(f"{self.what}: {done:,} of {self.total:,}, {left:.0f} s left", flush=True)
 
 
 # -------------------------------------------------------------------------------------------- pairs
@@ -325,99 +197,6 @@ def false_partners(labels, generator):
     own, start = counts[labels], (counts.cumsum(0) - counts)[labels]
     u = (torch.rand(len(labels), generator=generator, dtype=torch.float64) * (len(labels) - own)).long()
     return by_class[u + own * (u >= start)] if len(counts) > 1 else torch.arange(len(labels))
-
-
-def load_pairs(args):
-    """The Pairs that the command line asks for: options --pairs, --arm, --data and those that shape pool and pairs."""
-    if args.data in SCENES[1:]:
-        raise UserError(f"--data {args.data} is for evaluation, and is evaluated after a run on scenes; pretrain on --data scenes")
-    if args.data is not None and Path(args.data).is_dir() and args.data not in TORCHVISION_SETS and has_class_folders(args.data):
-        list_folder(Path(args.data), "test")  # what the run will be judged on: a mistake is better told before it than after
-        for option, folder in (("--cache", args.cache), ("--out", args.out or "runs")):
-            if not (Path(args.data) / "train").is_dir() and Path(folder).resolve().is_relative_to(Path(args.data).resolve()):
-                raise UserError(f"{option} {folder} would lie in --data {args.data} and be one of its classes; name a folder elsewhere")
-    if args.pairs in ("augmented", "semantic"):
-        pool = load_images(args.data, "train", args.image_size, args.limit, args.seed, args.root, args.download, args.skip_bad, args.cache)
-        source = make_pairs(args.pairs, pool, args.seed)
-    elif args.data is not None and not Path(args.data).is_dir():
-        raise UserError(f"--pairs {args.pairs} with --data {args.data}: a list's paths need a folder")
-    else:
-        source = read_pair_list(args.pairs, args.data, args.arm, args.image_size, args.limit, args.seed, args.skip_bad, args.cache)
-    if args.false_pairs and len(source.pool.classes) < 2:
-        raise UserError(f"--false-pairs {args.false_pairs}: {source.pool.name} has no two categories to draw false partners from")
-    return replace(source, false_pairs=args.false_pairs, semantic_share=args.semantic_share)
-
-
-def make_pairs(kind, pool, seed):
-    """Pairs of kind "augmented" or "semantic" over a labelled pool.
-
-    Raises UserError when semantic pairs are asked of a class with a single image.
-    """
-    if pool.labels.ndim > 1:
-        raise UserError(f"{pool.name} has images of several classes: make a pair list and name it with --pairs FILE.csv")
-    if kind == "semantic":
-        lonely = (torch.bincount(pool.labels, minlength=len(pool.classes)) == 1).nonzero()[:, 0].tolist()
-        if lonely:
-            names = ", ".join(pool.classes[i] for i in lonely[:5]) + (" ..." if len(lonely) > 5 else "")
-            raise UserError(f"--pairs semantic: {len(lonely)} class(es) of {pool.name} have one image only, so no "
-                            f"partner: {names}; add images, remove the class or raise --limit")
-    return Pairs(pool, kind, seed)
-
-
-def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=None, seed=0, skip_bad=False, cache=None):
-    """Pairs of a curated list: a CSV with columns image_a, image_b and, optionally, category and keep.
-
-    Paths are relative to `folder`, else to the file's own. Rows with keep = 0 are left out. arm "augmented" pairs
-    each row's anchor image_a with itself: the matched baseline, equal in anchors, order and number of pairs. Both
-    arms load the images of both columns. `limit` keeps the first rows; `skip_bad` leaves out pairs with an image
-    that cannot be read. Raises UserError with the row of a mistake.
-    """
-    table, folder = read_rows(file, folder)
-    table, index, category = [row for row in table if row["keep"]][:limit], {}, {}
-    if not table:
-        raise UserError(f"{file}: no pairs in it")
-    for row in table:
-        for column in ("image_a", "image_b"):
-            if not row[column].is_file():
-                raise UserError(f"{file}, line {row['line']}, {column}: no image {row[column]}; paths are relative to {folder}")
-            index.setdefault(row[column], len(index))
-    for row in table:  # a row's category is its anchor's; unless given, the anchor's class folder tells
-        category.setdefault(row["image_a"], row["category"] or category_of(row["image_a"], folder))
-    names = set(category.values())
-    for row in table:  # a partner that is nowhere an anchor may be of another, which its class folder then tells
-        own = category_of(row["image_b"], folder)
-        category.setdefault(row["image_b"], own if own in names or own and not row["category"] else category[row["image_a"]])
-    rows = torch.tensor([[index[row["image_a"]], index[row["image_b"]]] for row in table])
-    images, kept = cached(list(index), len(index), image_size, f"reading the images of {Path(file).name}", skip_bad, cache)
-    place = torch.full((len(index),), -1).index_copy(0, kept, torch.arange(len(kept)))
-    rows = place[rows][(place[rows] >= 0).all(1)]
-    classes = sorted(set(category.values())) if all(category.values()) else [Path(file).stem]
-    labels = torch.tensor([classes.index(c) if len(classes) > 1 else 0 for c in map(category.get, index)])
-    pool = ImageSet(Path(file).stem, images, labels[kept], classes, files_crc32=crc32_of(folder, [row[c] for row in table for c in ("image_a", "image_b")]))
-    return Pairs(pool, {"semantic": "list", "augmented": "augmented"}[arm], seed, rows)
-
-
-def read_rows(file, folder=None):
-    """The rows of a pair list as dicts (image_a and image_b as paths, category, keep as bool, line), and their folder."""
-    file, folder = Path(file), Path(folder or Path(file).parent)
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; a pair list is a CSV with columns image_a,image_b")
-    keep = {"": True, "1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}
-    rows = []
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as opened:
-            reader = csv.DictReader(opened)
-            if not {"image_a", "image_b"} <= set(reader.fieldnames or ()):
-                raise UserError(f"{file}: the first line must name the columns image_a,image_b; it has {reader.fieldnames}")
-            for row in reader:
-                kept = (row.get("keep") or "").strip().lower()
-                if kept not in keep:
-                    raise UserError(f"{file}, line {reader.line_num}: keep is {kept}; use 1 or 0")
-                rows.append({"image_a": folder / (row["image_a"] or ""), "image_b": folder / (row["image_b"] or ""),
-                             "category": (row.get("category") or "").strip(), "keep": keep[kept], "line": reader.line_num})
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} cannot be read as a CSV ({error}); save it as CSV in UTF-8") from None
-    return rows, folder
 
 
 def batches(pairs, epoch, batch_size, view1, view2, device, images=None):
@@ -730,6 +509,102 @@ def save_picture(path, source, view1, view2, columns=6):
     plt.close(figure)
 
 
+# ----------------------------------------------------------------------- pairs of folders and lists
+
+
+def load_pairs(args):
+    """The Pairs that the command line asks for: options --pairs, --arm, --data and those that shape pool and pairs."""
+    if args.data in SCENES[1:]:
+        raise UserError(f"--data {args.data} is for evaluation, and is evaluated after a run on scenes; pretrain on --data scenes")
+    if args.data is not None and Path(args.data).is_dir() and args.data not in TORCHVISION_SETS and has_class_folders(args.data):
+        list_folder(Path(args.data), "test")  # what the run will be judged on: a mistake is better told before it than after
+        for option, folder in (("--cache", args.cache), ("--out", args.out or "runs")):
+            if not (Path(args.data) / "train").is_dir() and Path(folder).resolve().is_relative_to(Path(args.data).resolve()):
+                raise UserError(f"{option} {folder} would lie in --data {args.data} and be one of its classes; name a folder elsewhere")
+    if args.pairs in ("augmented", "semantic"):
+        pool = load_images(args.data, "train", args.image_size, args.limit, args.seed, args.root, args.download, args.skip_bad, args.cache)
+        source = make_pairs(args.pairs, pool, args.seed)
+    elif args.data is not None and not Path(args.data).is_dir():
+        raise UserError(f"--pairs {args.pairs} with --data {args.data}: a list's paths need a folder")
+    else:
+        source = read_pair_list(args.pairs, args.data, args.arm, args.image_size, args.limit, args.seed, args.skip_bad, args.cache)
+    if args.false_pairs and len(source.pool.classes) < 2:
+        raise UserError(f"--false-pairs {args.false_pairs}: {source.pool.name} has no two categories to draw false partners from")
+    return replace(source, false_pairs=args.false_pairs, semantic_share=args.semantic_share)
+
+
+def make_pairs(kind, pool, seed):
+    """Pairs of kind "augmented" or "semantic" over a labelled pool.
+
+    Raises UserError when semantic pairs are asked of a class with a single image.
+    """
+    if pool.labels.ndim > 1:
+        raise UserError(f"{pool.name} has images of several classes: make a pair list and name it with --pairs FILE.csv")
+    if kind == "semantic":
+        lonely = (torch.bincount(pool.labels, minlength=len(pool.classes)) == 1).nonzero()[:, 0].tolist()
+        if lonely:
+            names = ", ".join(pool.classes[i] for i in lonely[:5]) + (" ..." if len(lonely) > 5 else "")
+            raise UserError(f"--pairs semantic: {len(lonely)} class(es) of {pool.name} have one image only, so no "
+                            f"partner: {names}; add images, remove the class or raise --limit")
+    return Pairs(pool, kind, seed)
+
+
+def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=None, seed=0, skip_bad=False, cache=None):
+    """Pairs of a curated list: a CSV with columns image_a, image_b and, optionally, category and keep.
+
+    Paths are relative to `folder`, else to the file's own. Rows with keep = 0 are left out. arm "augmented" pairs
+    each row's anchor image_a with itself: the matched baseline, equal in anchors, order and number of pairs. Both
+    arms load the images of both columns. `limit` keeps the first rows; `skip_bad` leaves out pairs with an image
+    that cannot be read. Raises UserError with the row of a mistake.
+    """
+    table, folder = read_rows(file, folder)
+    table, index, category = [row for row in table if row["keep"]][:limit], {}, {}
+    if not table:
+        raise UserError(f"{file}: no pairs in it")
+    for row in table:
+        for column in ("image_a", "image_b"):
+            if not row[column].is_file():
+                raise UserError(f"{file}, line {row['line']}, {column}: no image {row[column]}; paths are relative to {folder}")
+            index.setdefault(row[column], len(index))
+    for row in table:  # a row's category is its anchor's; unless given, the anchor's class folder tells
+        category.setdefault(row["image_a"], row["category"] or category_of(row["image_a"], folder))
+    names = set(category.values())
+    for row in table:  # a partner that is nowhere an anchor may be of another, which its class folder then tells
+        own = category_of(row["image_b"], folder)
+        category.setdefault(row["image_b"], own if own in names or own and not row["category"] else category[row["image_a"]])
+    rows = torch.tensor([[index[row["image_a"]], index[row["image_b"]]] for row in table])
+    images, kept = cached(list(index), len(index), image_size, f"reading the images of {Path(file).name}", skip_bad, cache)
+    place = torch.full((len(index),), -1).index_copy(0, kept, torch.arange(len(kept)))
+    rows = place[rows][(place[rows] >= 0).all(1)]
+    classes = sorted(set(category.values())) if all(category.values()) else [Path(file).stem]
+    labels = torch.tensor([classes.index(c) if len(classes) > 1 else 0 for c in map(category.get, index)])
+    pool = ImageSet(Path(file).stem, images, labels[kept], classes, files_crc32=crc32_of(folder, [row[c] for row in table for c in ("image_a", "image_b")]))
+    return Pairs(pool, {"semantic": "list", "augmented": "augmented"}[arm], seed, rows)
+
+
+def read_rows(file, folder=None):
+    """The rows of a pair list as dicts (image_a and image_b as paths, category, keep as bool, line), and their folder."""
+    file, folder = Path(file), Path(folder or Path(file).parent)
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; a pair list is a CSV with columns image_a,image_b")
+    keep = {"": True, "1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}
+    rows = []
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as opened:
+            reader = csv.DictReader(opened)
+            if not {"image_a", "image_b"} <= set(reader.fieldnames or ()):
+                raise UserError(f"{file}: the first line must name the columns image_a,image_b; it has {reader.fieldnames}")
+            for row in reader:
+                kept = (row.get("keep") or "").strip().lower()
+                if kept not in keep:
+                    raise UserError(f"{file}, line {reader.line_num}: keep is {kept}; use 1 or 0")
+                rows.append({"image_a": folder / (row["image_a"] or ""), "image_b": folder / (row["image_b"] or ""),
+                             "category": (row.get("category") or "").strip(), "keep": keep[kept], "line": reader.line_num})
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file} cannot be read as a CSV ({error}); save it as CSV in UTF-8") from None
+    return rows, folder
+
+
 # ------------------------------------------------------------------------------------------- images
 
 # -- scenes: the embedded data set. A category is a shape; everything else is nuisance.
@@ -901,6 +776,8 @@ TORCHVISION_SETS = {  # name: torchvision's class; arguments of the train, valid
 }
 IMAGES_PER_CLASS = {"caltech101": (30, None), "sun397": (50, 50)}  # train and test, where torchvision has no split
 SCENES = ("scenes", "scenes-held-out", "scenes-shifted")
+SPLIT_NAMES = ("train", "training", "test", "testing", "val", "valid", "validation")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
 
 
 def load_images(data, split="train", image_size=None, limit=None, seed=0, root="data", download=False, skip_bad=False, cache=None):
@@ -1339,6 +1216,135 @@ def detection_scenes(split, n, image_size=128, seed=0, categories=5):
                 labels[i].append(int(drawn["category"][i]))
     return BoxSet("scenes", list(images), [torch.stack(b) for b in boxes], [torch.tensor(v) for v in labels],
                   [torch.zeros(len(v), dtype=torch.bool) for v in labels], [f"shape {i}" for i in range(categories)])
+
+
+# -------------------------------------------------------------------------------- for every program
+
+
+def run_cli(main):
+    """Calls `main()`; a UserError, a path that cannot be written to, or too little memory of a GPU becomes one line on stderr
+    and exit status 2, a bug keeps its traceback."""
+    try:
+        return main()
+    except UserError as error:
+        mistake = error
+    except torch.OutOfMemoryError as error:
+        mistake = (f"out of GPU memory ({str(error).splitlines()[0]}): try a smaller batch, smaller images, another --device, or evaluate "
+                   "later, on the CPU; what is written is kept")
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            mistake = "the disk is full; make room. What is written is kept"
+        elif error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
+            mistake = f"{error.filename}: {error.strerror.lower()}; name another file or folder"
+        else:
+            raise
+    except KeyboardInterrupt:
+        print("\ninterrupted; what is written is kept, and --resume goes on with a run from its last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    print(f"{Path(sys.argv[0]).name}: error: {mistake}", file=sys.stderr)
+    sys.exit(2)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, except that a mistake is a UserError: one line instead of the whole usage."""
+
+    def error(self, message):
+        raise UserError(f"{message}; --help lists the options")
+
+
+def positive_int(text):
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return int(text)
+
+
+def positive_float(text):
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return float(text)
+
+
+def fraction(text):
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return float(text)
+
+
+def nonnegative_float(text):
+    if not 0 <= float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    return float(text)
+
+
+def named(data):
+    """A data set's name, or a folder's path that ends in its name: without ./ and a last slash, and . and .. spelled out."""
+    return os.path.abspath(data) if Path(data).name in ("", "..") else str(Path(data))
+
+
+def default_help(recipes):
+    """A function from an option's name to the part of its help that shows its default on each kind of data."""
+    return lambda option: f"[{recipes['scenes'][option]} on scenes, {recipes['photographs'][option]} on photographs]"
+
+
+def parse(parser, argv, recipes):
+    """Parses twice: once to see which data is meant, then with that data's recipe as the defaults. Raises UserError for
+    options that contradict each other."""
+    args = parser.parse_args(argv)
+    is_list = args.pairs not in ("augmented", "semantic")
+    on_scenes = args.data in (None, "scenes") and not is_list
+    recipe = recipes["scenes"] | {"data": "scenes"} if on_scenes else dict(recipes["photographs"])
+    if "warmup_epochs" in recipe:
+        recipe["warmup_epochs"] = min(recipe["warmup_epochs"], (args.epochs or recipe["epochs"]) / 10)
+    parser.set_defaults(**recipe)
+    args = parser.parse_args(argv)
+    transforms = list(Augmentation.SWITCHES)
+    off = [name.strip() for name in args.without.split(",") if name.strip()]
+    args.without = ",".join(sorted(off, key=lambda name: transforms.index(name) if name in transforms else -1))
+    if "warmup_epochs" in args and args.warmup_epochs >= args.epochs:
+        raise UserError(f"--warmup-epochs {args.warmup_epochs:g} of --epochs {args.epochs}: the learning rate would never fall; warm up for less")
+    if args.arm == "augmented" and not is_list:
+        raise UserError(f"--pairs {args.pairs} --arm augmented: --arm is for a list, FILE.csv; did you mean --pairs augmented?")
+    if args.pairs == "augmented" and (args.false_pairs or args.semantic_share < 1):
+        raise UserError("--false-pairs and --semantic-share change semantic pairs: use them with --pairs semantic or a list")
+    return args
+
+
+@contextmanager
+def locked(file):
+    """Holds a lock on a file, so that one process at a time is inside; it falls when the process dies. Not on Windows, nor
+    on file systems without locks."""
+    with open(file, "w") as opened:
+        try:
+            if fcntl:
+                fcntl.flock(opened, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield
+
+
+@contextmanager
+def first_process_first():
+    """Under torchrun process 0 is inside alone, to download, say; the others follow when it is done."""
+    rank, world = rank_and_world()
+    if rank:
+        dist.barrier()
+    yield
+    if world > 1 and not rank:
+        dist.barrier()
+
+
+class Progress:
+    """Prints `what: done/total, time left` at most every two seconds; silent when the work is short."""
+
+    def __init__(self, what, total):
+        self.what, self.total, self.start = what, total, time.time()
+        self.printed = self.start
+
+    def __call__(self, done):
+        now = time.time()
+        if now - self.printed > 2:
+            self.printed, left = now, (now - self.start) * (self.total - done) / max(done, 1)
+            print(f"{self.what}: {done:,} of {self.total:,}, {left:.0f} s left", flush=True)
 
 
 # ----------------------------------------------------------------------------------------- curation
