@@ -17,7 +17,7 @@ Deviations from the paper and its official code
   2. Crops are bilinear (official: bicubic); brightness jitter multiplies, as in torchvision (official: adds).
   3. Heads of 1024 and 256 (paper: 4096 and 256). On scenes 256 and 128 would do for augmented pairs, but with semantic
      pairs the loss then left its plateau late or, with some seeds, not at all (results/scenes/byol-recipe.txt).
-  4. On scenes: a small convnet, small batches (few minutes buy more steps), lr 0.25, crops of at least half the
+  4. On scenes: a small convnet, small batches (more steps in a few minutes), lr 0.25, crops of at least half the
      area, no blur, no solarisation, no warm-up; colour jitter weak in brightness and contrast, strong in
      saturation and hue, so that colour is no shortcut for augmented pairs.
 
@@ -53,7 +53,7 @@ def parse_args(argv=None):
     # -- shared by the four methods, word for word
     add("--pairs", default="augmented", help="augmented: two views of one image; semantic: two images of one class; FILE.csv: a curated list with columns image_a,image_b [augmented]")
     add("--arm", default="semantic", choices=["semantic", "augmented"], help="with FILE.csv: augmented pairs each row's image_a with itself, the matched baseline [semantic]")
-    add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs that stay so, the others become augmented: how few suffice? [1]")
+    add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs kept; the others become augmented: how few suffice? [1]")
     add("--false-pairs", type=pairs.fraction, default=0.0, help="share of the semantic (or the list's) partners drawn from another category: what does curation buy? [0]")
     add("--data", type=pairs.named, help=f"scenes; a folder of class folders, with train/ and test/ or without; or {', '.join(pairs.TORCHVISION_SETS)} [scenes]")
     add("--root", default="data", help="folder of torchvision's data sets [data]")
@@ -67,12 +67,12 @@ def parse_args(argv=None):
     add("--batch-size", type=pairs.positive_int, help=f"pairs in a step {default('batch_size')}")
     add("--lr", type=pairs.positive_float, help=f"peak learning rate per 256 pairs: a step uses lr * batch / 256 (Goyal et al. 2017) {default('lr')}")
     add("--weight-decay", type=pairs.nonnegative_float, help=f"L2 added to the gradient of every weight {default('weight_decay')}")
-    add("--seed", type=int, default=0, help="of the scenes, the weights, the order, the partners and the augmentation [0]")
+    add("--seed", type=int, default=0, help="seed of the scenes, the weights, the order, the partners and the augmentation [0]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
     add("--compile", action="store_true", help="torch.compile the networks, for GPUs: costs time at the start, and gains little on a CPU (README, Speed)")
     add("--out", help="run folder [runs/<method>-<pairs>-<data>-seed<seed>]")
     add("--resume", action="store_true", help="go on from the run folder's checkpoint, with the same options")
-    add("--without", default="", help="transforms to switch off, by comma: crop, flip, jitter, gray, blur, solarize []")
+    add("--without", default="", help="transforms to switch off, comma-separated: crop, flip, jitter, gray, blur, solarize []")
     # -- BYOL's own
     add("--crop-min", type=pairs.fraction, help=f"smallest crop, share of the image area (App. B: 0.08) {default('crop_min')}")
     add("--jitter", type=pairs.nonnegative_float, nargs=4, help=f"brightness, contrast, saturation, hue (App. B: 0.4 0.4 0.2 0.1) {default('jitter')}")
@@ -83,7 +83,7 @@ def parse_args(argv=None):
     add("--hidden-dim", type=pairs.positive_int, help=f"hidden width of projector and predictor (Sec. 3.3: 4096) {default('hidden_dim')}")
     add("--projection-dim", type=pairs.positive_int, help=f"width d of projections and predictions (Sec. 3.3: 256) {default('projection_dim')}")
     add("--ema-decay", type=pairs.fraction, help=f"the target's decay at step 0; it rises along a cosine to 1 (Sec. 3.3: 0.996 for 1000 epochs) {default('ema_decay')}")
-    add("--warmup-epochs", type=pairs.nonnegative_float, help=f"epochs of linear warm-up (Sec. 3.3: 10); unless given, a tenth of all at most {default('warmup_epochs')}")
+    add("--warmup-epochs", type=pairs.nonnegative_float, help=f"epochs of linear warm-up (Sec. 3.3: 10); by default at most a tenth of all {default('warmup_epochs')}")
     add("--optimizer", default="sgd", choices=["sgd", "lars"], help="sgd with momentum; lars for batches of thousands (the paper's) [sgd]")
     return pairs.parse(parser, argv, RECIPES)
 
@@ -133,7 +133,7 @@ class BYOL(nn.Module):
 def regression_loss(p, z):
     """Squared distance of the unit vectors, 2 - 2 cos(p, z), the mean over the batch (BYOL, Eq. 2).
 
-    p, z: (N, d), any length. z is a constant: no gradient goes to it. Between 0 and 4.
+    p, z: (N, d), of any norm. z is a constant: no gradient goes to it. Between 0 and 4.
     """
     return (2 - 2 * F.cosine_similarity(p, z.detach(), dim=1)).mean()
 
@@ -159,7 +159,7 @@ class LARS(torch.optim.SGD):
         g <- g + decay w,  g <- g trust |w| / |g|
 
     for weights of two and more dimensions; biases and BatchNorm are neither rescaled nor decayed, as in the official code
-    of SimCLR and BYOL (trust 1e-3). Other than there the momentum does not contain the learning rate (as in torch's SGD).
+    of SimCLR and BYOL (trust 1e-3). Unlike there, the momentum does not contain the learning rate (as in torch's SGD).
     """
 
     def __init__(self, params, lr, momentum, weight_decay, fused=False, trust=1e-3):

@@ -83,7 +83,7 @@ def build_backbone(name, image_size, zero_init_residual=False, verbose=False):
 
     name: "convnet" or any classification model of torchvision, whose key names its state_dict keeps. ResNets
     get the CIFAR stem up to 64 px: 3x3 convolution of stride 1 and no max-pooling (SimCLR, App. B.9), because
-    the ImageNet stem leaves a 32 px image one pixel; with zero_init_residual their residual blocks start as the identity.
+    the ImageNet stem shrinks a 32 px image to one pixel; with zero_init_residual their residual blocks start as the identity.
     Raises UserError for names torchvision does not have and for images that the architecture cannot take.
     """
     if name == "convnet":
@@ -101,7 +101,7 @@ def build_backbone(name, image_size, zero_init_residual=False, verbose=False):
         raise UserError(f"--backbone {name} with images of {image_size} px: {error}") from None
     linears = [key for key, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linears:
-        raise UserError(f"--backbone {name}: it has no linear classifier to take off; choose another")
+        raise UserError(f"--backbone {name}: it has no linear classifier to remove; choose another")
     parent, _, key = linears[-1].rpartition(".")  # torchvision's classifiers are last
     setattr(model.get_submodule(parent), key, nn.Identity())
     if isinstance(model, torchvision.models.ResNet):
@@ -320,8 +320,8 @@ L2_GRID = [10.0**k for k in range(1, -8, -1)]  # from strong to weak: each fit s
 def linear_probe(train_x, train_y, test_x, test_y, classes, grid=L2_GRID, split=None, metric="top-1"):
     """Linear probe on frozen features (N, d): {"accuracy", "metric", "l2", "validation": {l2: accuracy}}.
 
-    Features are standardised with the training mean and deviation. The L2 strength is taken that is best on some
-    of the training rows, the stronger one when equal; the probe is fitted again on all of them; the test images
+    Features are standardised with the training mean and deviation. The L2 strength is the one that is best on some
+    of the training rows (if equal, the stronger one); the probe is fitted again on all of them; the test images
     are read once (Kornblith et al. 2019, Sec. A.4). split: (rows to choose on, rows to train on), else a_fifth.
     "accuracy" is in the metric named (see `score`).
     """
@@ -375,7 +375,7 @@ def fit_all_layers(backbone, train, rows, lr, steps, batch_size, seed, what):
     """A copy of the backbone with a linear classifier, all layers trained on the rows of an ImageSet.
 
     SGD with Nesterov momentum 0.9, the learning rate falls along a cosine to 0; random crops of at least half
-    the image and flips. Other than in a probe, BatchNorm trains.
+    the image and flips. Unlike in a probe, BatchNorm is trained too.
     """
     device = next(backbone.parameters()).device
     generator, view = pairs.stream("finetune", seed), pairs.Augmentation(crop=(0.5, 1.0), p_jitter=0, p_gray=0)
@@ -403,7 +403,7 @@ def fine_tune(backbone, train, test, split=None, fraction=1.0, steps=1000, batch
     """Fine-tuning of all layers: {"accuracy", "metric", "lr", "validation": {lr: accuracy}, "fraction", ...}.
 
     Trained on a `fraction` of the training images (classes in turn, at least one image of each). The learning rate
-    is chosen on held-out training images, as many whatever the fraction is; then the network is trained again on
+    is chosen on held-out training images, the same whatever the fraction; then the network is trained again on
     that fraction of all training images, and the test images are read once. split: as in linear_probe.
     """
     if batch_size < 2:
@@ -429,7 +429,7 @@ def build_detector(backbone, classes, kind="c4", size=(800,), rois=512, roi_size
     the mean over positions are the box head (He et al. 2016; MoCo's R50-C4 with its extra BatchNorm). "fpn": a
     feature pyramid of all stages and two linear layers (Lin et al. 2017). size: short sides of the images, one
     is drawn for each training image, the last is for testing; anchors of 32 ... 512 px at 800 px scale with it. rois: RoIs in an
-    image's box loss; at test time as many proposals, at least 100. Raises UserError for backbones but ResNets and convnet.
+    image's box loss; at test time as many proposals, at least 100. Raises UserError for backbones other than ResNets and convnet.
     """
     vision = torchvision.models.detection
     anchors = [a * size[-1] / 800 for a in (32, 64, 128, 256, 512)]
@@ -465,7 +465,7 @@ def stage_widths(resnet):
 
 def train_detector(model, data, steps, batch_size, lr, seed):
     """Trains a detector on a BoxSet: SGD momentum 0.9, weight decay 1e-4, lr per 16 images, 100 steps of linear
-    warm-up, a tenth from 3/4 and from 11/12 of the steps on (MoCo, detection/: 18k and 22k of 24k); flips.
+    warm-up, divided by 10 after 3/4 and again after 11/12 of the steps (MoCo, detection/: 18k and 22k of 24k); flips.
 
     Objects marked difficult are left out of training. Raises UserError when the loss is not finite.
     """
@@ -523,8 +523,8 @@ COCO_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 def coco_match(iou, crowd, thresholds=COCO_THRESHOLDS):
     """COCO's greedy matching of one image and class: (hit, ignored), each bool (thresholds, D).
 
-    iou (D, G), detections by falling score. Each takes the free true box of highest IoU, if that is at the
-    threshold; a true box is taken once. One that only a crowd covers is ignored: neither right nor wrong.
+    iou (D, G), detections by falling score. Each takes the free true box of highest IoU, if that reaches
+    the threshold; a true box is taken once. A detection that only a crowd covers is ignored: neither right nor wrong.
     """
     hit, ignored = np.zeros((2, len(thresholds), len(iou)), bool)
     if not iou.shape[1]:
@@ -543,7 +543,7 @@ def coco_average_precision(truth, found, classes, max_detections=100):
     """AP (classes, thresholds) of detections, COCO's 101-point definition; nan for a class without true boxes.
 
     truth, found: a dict an image; truth has boxes (G, 4), labels (G,), difficult (G,), found has boxes, scores,
-    labels. Difficult objects count as COCO's crowds: not to be found, and detections on them are ignored. At each
+    labels. Difficult objects count as COCO's crowds: they need not be found, and detections on them are ignored. At each
     recall 0, 0.01 ... 1 the highest precision at that recall or more is taken, 0 where it is never reached.
     Equal to pycocotools' precision averaged over recalls (area "all").
     """
@@ -709,7 +709,7 @@ def share_of_factor(h, changed, labels):
 
     0: the features ignore the factor; 0.5: it moves them as much as the category does; 1: the category does
     not move them. `changed` (N, d) are the features of the same images after a change of the factor alone, V as in
-    variance_of_factor and variance_of_category. Features are standardised first, so that a wide one does not rule.
+    variance_of_factor and variance_of_category. Features are standardised first, so that none dominates.
     """
     std = h.std(0)
     h, changed = (v[:, std > 1e-6] / std[std > 1e-6] for v in (h, changed))
@@ -723,7 +723,7 @@ def scene_changes(seed, image_size, n=1000):
     shapes = pairs.sample_shapes(classes, pairs.stream("shapes", "held-out", seed))
     generator, labels = pairs.stream("invariance", seed), torch.arange(n) % classes
     factors = pairs.sample_factors(labels, generator)
-    # equal pixel noise before and after, but where noise is the factor
+    # the same pixel noise before and after, except where noise is the factor
     render = lambda factors, noise=0: pairs.render_scenes(factors, shapes, image_size, pairs.stream("pixels", seed, noise))[0]
     return labels, render(factors), {f: render(pairs.redraw(factors, f, generator), int(f == "noise")) for f in pairs.FACTORS}
 
@@ -761,8 +761,8 @@ def collapse_signals(z):
 def join(device_name, batch_size):
     """The torch.device of this process. Under torchrun it also joins the others: NCCL on GPUs, one each; else gloo.
 
-    Only process 0 prints. Raises UserError when the device is not there, or batch_size no multiple of the processes, or
-    a process would see less than two pairs.
+    Only process 0 prints. Raises UserError when there is no such device, when batch_size is not a multiple of the
+    processes, or when a process would see fewer than two pairs.
     """
     world = int(os.environ.get("WORLD_SIZE", 1))
     if batch_size % world:
@@ -776,7 +776,7 @@ def join(device_name, batch_size):
         torch.cuda.set_device(local)  # "cuda" means this one from now on
     device = pick_device(device_name)
     if device.index is not None and device.type == "cuda":
-        torch.cuda.set_device(device)  # its random state, name and memory are those that are asked for
+        torch.cuda.set_device(device)  # so that torch.cuda's random state, name and memory are this device's
     if world > 1:
         # process 0 may download or decode a data set while the others wait
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=12))
@@ -793,7 +793,7 @@ def parallel(model, compile=False, sync_batchnorm=True):
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # replaces the layers inside, keeps their parameters
     if compile:
         for part in model.children():  # in place: the names of the parameters stay
-            part.compile(dynamic=False)  # parts that share a forward would else be taken for one of many shapes
+            part.compile(dynamic=False)  # else parts of one class would be taken for one part that is given many shapes
     if not dist.is_initialized():
         return model
     with warnings.catch_warnings():
@@ -857,8 +857,8 @@ class Run:
     backbone.pt     a bare state_dict, torchvision's names where the architecture is torchvision's
     pairs.png, curves.png, result.json
 
-    config.json's trained_epochs says of which epoch backbone.pt is. Raises UserError when the folder is there already, unless
-    `resume`.
+    config.json's trained_epochs says after how many epochs backbone.pt was saved. Raises UserError when the folder exists
+    already, unless `resume`.
     """
 
     def __init__(self, method, args, source, view1, view2, backbone, model, optimizer):
@@ -1007,7 +1007,7 @@ def vars_of(config):
 
 
 def unfinished(config):
-    """That a run has not come to its end, in words; "" if it has."""
+    """How far a run has come, in words, if it is unfinished; "" if it is finished."""
     done, epochs = (config.get(name) for name in ("trained_epochs", "epochs"))
     return f"has only {done} of its {epochs} epochs" if done is not None and done != epochs else ""
 
@@ -1039,7 +1039,7 @@ def read_config(run):
     file = Path(run) / "config.json"
     if not file.is_file():
         raise UserError(f"{run} is not a run folder: it has no config.json")
-    return {"processes": 1} | read_json(file)  # of runs from before there were several
+    return {"processes": 1} | read_json(file)  # older runs, from before there could be several, lack it
 
 
 def add_results(run, results):
@@ -1059,7 +1059,7 @@ def add_results(run, results):
 def default_data(config):
     """The data sets that a run is evaluated on unless told: its own, and with scenes also the held-out categories."""
     if config["data"] is None:
-        raise UserError("there is no data set of its own to evaluate on: name one with --data")
+        raise UserError("this run has no data set of its own to evaluate on: name one with --data")
     return ["scenes", "scenes-held-out"] if config["data"] == "scenes" else [config["data"]]
 
 
@@ -1201,7 +1201,7 @@ def draw_curves(folder):
 # --------------------------------------------------------------------------------------- comparison
 
 FREE = WHERE_IT_RUNS | {"seed", "pairs", "arm", "semantic_share", "false_pairs", "data", "skip_bad"}  # may differ between matched runs
-FREE |= {"usual_blur", "zero_init_residual"}  # the method's, not the user's; runs of before they were options have none
+FREE |= {"usual_blur", "zero_init_residual"}  # set by the method, not the user; older runs do not have them
 ARM_COLORS = {"untrained": "0.6", "augmented": "tab:orange", "semantic": "tab:blue"}
 
 
@@ -1228,8 +1228,8 @@ PROTOCOL = ("metric", "k", "classes", "n", "n_train", "n_test", "files_crc32", "
 
 
 def measures(results):
-    """The numbers {(head, data): {"value", "untrained", "chance", "protocol"}} of a result.json, means over the seeds of
-    fine-tuning; of detectors see there."""
+    """The numbers {(head, data): {"value", "untrained", "chance", "protocol"}} of a result.json, for fine-tuning
+    means over its seeds; for detectors see measures_of_detectors."""
     found = {}
     for head, by_data in results.items():
         if head == "detect":
@@ -1292,9 +1292,9 @@ def compare(runs, by=(), only=()):
 
     "augmented", "semantic" and "any" hold {seed: value}; "difference" is (mean, low, high) of semantic - augmented
     over the seeds that both arms have, with a 95 % interval (Student's t), or None. Raises UserError when runs of one
-    method and data differ in any other setting that should be matched, of the run or of its evaluation, when a run has not
-    come to its end, when two runs are the same arm and seed, and when `by` names no option of a run or `only` no
-    measure.
+    method and data differ in any other setting that should be matched, of the run or of its evaluation, when a run is
+    unfinished, when two runs have the same arm and seed, and when `by` names something that is not an option of a run
+    or `only` something that is not a measure.
     """
     groups, by = {}, [name.replace("-", "_") for name in by]
     for run in map(Path, runs):
@@ -1390,8 +1390,8 @@ def write_comparison(rows, folder):
 
 def draw_comparison(rows, path, panels=6):
     """A picture of the first measures (accuracies, AP50, AP), those on held-out categories first: a point for each seed, a bar
-    at the mean. A panel for each measure, methods side by side; of several data sets or options, which then stand side by
-    side, a panel for each method too."""
+    at the mean. One panel per measure, with the methods side by side; if there are several data sets or options, one panel
+    per method and measure, with those side by side."""
     plt = pairs.pyplot()
     rows = [row for row in rows if not row["measure"].startswith("share of")] or rows
     rows = sorted(rows, key=lambda row: "held-out" not in row["measure"])
@@ -1496,7 +1496,7 @@ def parse_args(argv=None):
     add("--fraction", type=pairs.fraction, default=1.0, help="share of the labelled images to train on, e.g. 0.01, 0.1, 1 [1]")
     add("--steps", type=pairs.positive_int, default=1000, help="steps of each of the five trainings (ssl-transfer: 5000) [1000]")
     add("--batch-size", type=pairs.positive_int, default=64, help="images in a step (ssl-transfer: 64) [64]")
-    add("--seed", type=int, default=0, help="of the classifier, the order and the crops [0]")
+    add("--seed", type=int, default=0, help="random seed of the classifier, the order and the crops [0]")
     add = command("detect", "Faster R-CNN on the backbone, all layers trained; defaults: MoCo's schedule for VOC 07+12").add_argument
     add("--data", type=pairs.named, nargs="+", required=True, help="scenes, or folders of the Pascal VOC layout, e.g. VOC2007 VOC2012")
     add("--init", choices=["run", "random"], default="run", help="the run's backbone, or a new one: the from-scratch baseline [run]")
@@ -1505,14 +1505,14 @@ def parse_args(argv=None):
     add("--steps", type=pairs.positive_int, help="training steps [24000; scenes 400]")
     add("--batch-size", type=pairs.positive_int, help="images in a step [16; scenes 8]")
     add("--lr", type=pairs.positive_float, default=0.02, help="peak learning rate for 16 images: a step uses lr * batch / 16 [0.02]")
-    add("--rois", type=pairs.positive_int, help="RoIs of an image in the box loss: fewer are faster [512; scenes 64]")
+    add("--rois", type=pairs.positive_int, help="RoIs per image in the box loss: fewer is faster [512; scenes 64]")
     add("--roi-size", type=pairs.positive_int, help="side of RoIAlign's output with c4, before the last stage [14; scenes 7]")
-    add("--seed", type=int, default=0, help="of the detector's weights, the order and the flips [0]")
+    add("--seed", type=int, default=0, help="random seed of the detector's weights, the order and the flips [0]")
     add = command("invariance", "which nuisance factors the features ignore; several runs are drawn into one picture", "*").add_argument
     add("--data", type=pairs.named, help=f"images to transform: {sets}; or a folder of class folders [the run's; scenes: scenes-held-out]")
     add("--picture", help="the picture's file [invariance.png in the first run's folder]")
     add = command("compare", "semantic against augmented pairs, over matched runs and equal seeds", "+").add_argument
-    add("--by", nargs="+", default=[], help="options of the pretraining in which runs may differ, each value in rows of its own: an ablation, e.g. --by without backbone")
+    add("--by", nargs="+", default=[], help="pretraining options in which runs may differ, with separate rows for each value, e.g. --by without backbone")
     add("--measure", nargs="+", default=[], help='only these measures, e.g. "linear scenes-held-out" [all]')
     add("--out", default="comparison", help="folder for comparison.md, comparison.csv and comparison.png [comparison]")
     return parser.parse_args(argv)
@@ -1531,7 +1531,7 @@ def main():
         args.run = adopt(args.backbone_file, args.backbone, args.image_size or 224, out=args.out)
         args.run = [args.run] if args.command == "invariance" else args.run
     elif args.backbone or args.image_size or args.out:
-        raise UserError("--backbone, --image-size and --out go with --backbone-file; a run folder tells them itself")
+        raise UserError("--backbone, --image-size and --out go with --backbone-file; a run folder already sets them")
     if not args.run:
         raise UserError("name a run folder, or --backbone-file FILE --backbone NAME")
 

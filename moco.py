@@ -9,23 +9,23 @@
     q, k     query and key (N, d): embeddings of x1 by the encoder, of x2 by its slow copy; the loss normalises them
     queue    (K, d), the K latest keys: the negatives
 
-What changes relative to simclr.py: a key encoder that follows slowly, a queue of negatives, and a loss in one direction,
-from x1 to x2.
+What changes relative to simclr.py: a key encoder that slowly follows the query encoder, a queue of negatives, and a loss in
+one direction, from x1 to x2.
 
 BatchNorm must not leak which key belongs to which query (the encoder could cheat by recognising the statistics
 of its own batch; MoCo, Sec. 3.3). The paper spreads a batch over 8 GPUs, each with its own statistics, and
 shuffles the keys among them. Here one device does the same: BatchNorm takes its statistics over --bn-splits
-separate parts of the batch, and the keys are shuffled before they are parted, and put back in order after.
+separate parts of the batch; the images of the keys are shuffled before that, and the keys put back in order after.
 
 Deviations from the papers and facebookresearch/moco
   1. The learning rate falls along a cosine by step, not by epoch.
   2. On CIFAR-size photographs: batch 512, weight decay 5e-4, queue 4096, temperature 0.1, crops from 0.08,
      no blur, as in the authors' CIFAR-10 demo, whose head, unlike this one, is a single layer.
-  3. On scenes: a small convnet, a queue of 1024, a quarter of the images; EMA decay 0.99; small batches (few minutes buy
-     more steps), crops of at least half the area, colour jitter of half strength, no blur.
+  3. On scenes: a small convnet, a queue of 1024, a quarter of the images; EMA decay 0.99; small batches (more steps
+     in a few minutes), crops of at least half the area, colour jitter of half strength, no blur.
 
-With semantic pairs of photographs give it a higher --temperature: on CIFAR-10 at 0.1 its embeddings stayed alike for 780 steps,
-as there is no BatchNorm in its head to keep them apart; at 0.5 they did not (results/transfer/moco-recipe.txt).
+For semantic pairs of photographs use a higher --temperature: on CIFAR-10 at 0.1 the embeddings stayed close together for 780
+steps, as MoCo's head has no BatchNorm to keep them apart; at 0.5 they did not (results/transfer/moco-recipe.txt).
 
 Measured with the default options on scenes, two CPU cores, five seeds (results/scenes): linear probe on held-out
 categories 0.885 ± 0.040 with semantic pairs, 0.549 ± 0.073 with augmented pairs, 0.212 ± 0.055 untrained, chance 0.05.
@@ -59,7 +59,7 @@ def parse_args(argv=None):
     # -- shared by the four methods, word for word
     add("--pairs", default="augmented", help="augmented: two views of one image; semantic: two images of one class; FILE.csv: a curated list with columns image_a,image_b [augmented]")
     add("--arm", default="semantic", choices=["semantic", "augmented"], help="with FILE.csv: augmented pairs each row's image_a with itself, the matched baseline [semantic]")
-    add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs that stay so, the others become augmented: how few suffice? [1]")
+    add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs kept; the others become augmented: how few suffice? [1]")
     add("--false-pairs", type=pairs.fraction, default=0.0, help="share of the semantic (or the list's) partners drawn from another category: what does curation buy? [0]")
     add("--data", type=pairs.named, help=f"scenes; a folder of class folders, with train/ and test/ or without; or {', '.join(pairs.TORCHVISION_SETS)} [scenes]")
     add("--root", default="data", help="folder of torchvision's data sets [data]")
@@ -73,12 +73,12 @@ def parse_args(argv=None):
     add("--batch-size", type=pairs.positive_int, help=f"pairs in a step {default('batch_size')}")
     add("--lr", type=pairs.positive_float, help=f"peak learning rate per 256 pairs: a step uses lr * batch / 256 (Goyal et al. 2017) {default('lr')}")
     add("--weight-decay", type=pairs.nonnegative_float, help=f"L2 added to the gradient of every weight {default('weight_decay')}")
-    add("--seed", type=int, default=0, help="of the scenes, the weights, the order, the partners and the augmentation [0]")
+    add("--seed", type=int, default=0, help="seed of the scenes, the weights, the order, the partners and the augmentation [0]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
     add("--compile", action="store_true", help="torch.compile the networks, for GPUs: costs time at the start, and gains little on a CPU (README, Speed)")
     add("--out", help="run folder [runs/<method>-<pairs>-<data>-seed<seed>]")
     add("--resume", action="store_true", help="go on from the run folder's checkpoint, with the same options")
-    add("--without", default="", help="transforms to switch off, by comma: crop, flip, jitter, gray, blur, solarize []")
+    add("--without", default="", help="transforms to switch off, comma-separated: crop, flip, jitter, gray, blur, solarize []")
     # -- MoCo's own
     add("--crop-min", type=pairs.fraction, help=f"smallest crop, share of the image area (v2: 0.2) {default('crop_min')}")
     add("--jitter", type=pairs.nonnegative_float, nargs=4, help=f"brightness, contrast, saturation, hue (v2: 0.4 0.4 0.4 0.1) {default('jitter')}")
@@ -105,13 +105,13 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     @classmethod
     def convert(cls, network, parts):
-        """Makes each BatchNorm of a network such a one, in place; parameters and their names stay."""
+        """Turns each BatchNorm of a network into a SplitBatchNorm, in place; parameters and their names stay the same."""
         for layer in network.modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.__class__, layer.parts = cls, parts
                 layer.momentum = 1 - (1 - layer.momentum) ** (1 / parts)  # the running statistics move once a part
 
-    def _check_input_dim(self, x):  # torch asks each kind of BatchNorm; here any will do
+    def _check_input_dim(self, x):  # torch's check of the input's dimensions; here any will do
         pass
 
     def forward(self, x):
@@ -140,7 +140,7 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def keys(self, x):
-        """Keys (N, d) of x (N, 3, S, S), encoded in another order, so that a key's BatchNorm part says nothing of its query."""
+        """Keys (N, d) of x (N, 3, S, S), encoded in shuffled order: a key's BatchNorm part says nothing about its query."""
         rank, world = pairs.rank_and_world()  # (0, 1) on a single GPU
         x = evaluate.gather(x)  # the images of all processes
         shuffle = evaluate.same_on_all(torch.randperm(len(x), device=x.device))
@@ -169,8 +169,8 @@ class MoCo(nn.Module):
 def info_nce(q, k, queue, temperature):
     """InfoNCE of queries against their keys and a queue of negatives, the mean over the batch (MoCo, Eq. 1).
 
-    q, k: (N, d), row i of k is the positive of row i of q; queue: (K, d). Any length, normalised here. No
-    gradient goes to k and queue. All embeddings equal give log(K + 1).
+    q, k: (N, d), row i of k is the positive of row i of q; queue: (K, d). Of any norm, they are normalised here. No
+    gradient goes to k and queue. If all embeddings are equal, the loss is log(K + 1).
     """
     q, k, queue = (F.normalize(v, dim=1) for v in (q, k.detach(), queue.detach()))
     positive = (q * k).sum(dim=1, keepdim=True)  # (N, 1)

@@ -55,7 +55,7 @@ except ImportError:  # Windows
     fcntl = None
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-LUMA = (0.2989, 0.587, 0.114)  # of red, green, blue in brightness (ITU-R 601-2)
+LUMA = (0.2989, 0.587, 0.114)  # weights of red, green and blue in the brightness (ITU-R 601-2)
 
 
 class UserError(Exception):
@@ -63,7 +63,7 @@ class UserError(Exception):
 
 
 def stream(*key):
-    """A CPU random generator of its own for each key, e.g. stream("order", seed, epoch).
+    """A separate CPU random generator for each key, e.g. stream("order", seed, epoch).
 
     Streams make the arms matched (drawing partners cannot disturb the order of anchors) and an
     interrupted run resumable (an epoch's randomness depends on its number, not on what ran before).
@@ -83,7 +83,7 @@ def constant(values, device):
 
 
 def send(x, device):
-    """A tensor of the CPU on the device; to a GPU from pinned memory, the only kind from which the host need not wait for the copy."""
+    """Sends a CPU tensor to the device; to a GPU from pinned memory, so that the host need not wait for the copy."""
     return (x.contiguous().pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
 
 
@@ -99,9 +99,9 @@ def uniform(low, high, shape, generator):
 class ImageSet:
     """Labelled images in memory: uint8 images (N, 3, S, S), int64 labels (N,), names of the classes.
 
-    Of a set with several classes in an image the labels are (N, classes): 1 shown, 0 not, -1 difficult, not counted.
-    metric is the one that publications use for the set: "top-1", "mean per class" or "11-point mAP". files_crc32 tells other
-    files from these, by their names (of a pair list: by its pairs); None where there are no files.
+    Where an image may show several classes, the labels are (N, classes): 1 shown, 0 not shown, -1 difficult (not counted).
+    metric is the one that publications use for the set: "top-1", "mean per class" or "11-point mAP". files_crc32 is a check
+    sum of the files' names (for a pair list: of its pairs), to recognise other files; None where there are no files.
     """
 
     name: str
@@ -155,9 +155,9 @@ class Pairs:
         return anchor, partner
 
     def rates(self, epoch):
-        """What an epoch's pairs really are, {name: share or None where categories are not known}:
+        """The shares realised in an epoch's pairs, {name: share, or None where categories are not known}:
 
-        semantic_rate: pairs of two images; false_rate: those of them with two categories; same_class_rate: the
+        semantic_rate: pairs of two different images; false_rate: those among them of two categories; same_class_rate: the
         chance that an anchor and the second image of any other pair share a category, which is the rate of
         negatives of the anchor's own class in SimCLR's batch and MoCo's queue (expected: the order is random).
         """
@@ -175,9 +175,9 @@ class Pairs:
 def semantic_partners(labels, generator):
     """For each image (N,) another one of its class, uniform over the n_c - 1 others.
 
-    With the class written as a row of n_c places: a draw u in [0, n_c - 2], moved up by one from the
-    anchor's own place on, hits each other place equally often and never the anchor. No rejection. Raises ValueError
-    for a class with one image.
+    Write the class as a row of n_c places: a draw u in [0, n_c - 2], plus one if it is at or after the anchor's
+    place, hits every other place equally often and the anchor never. No rejection sampling. Raises ValueError for a
+    class with one image.
     """
     by_class, place = torch.argsort(labels, stable=True), rank_in_class(labels)
     counts = torch.bincount(labels)
@@ -223,7 +223,7 @@ def batches(pairs, epoch, batch_size, view1, view2, device, images=None):
 
 
 def place(images, device, share=0.6):
-    """Images on the device, or left where they are (mapped from disk) when they would take over `share` of a GPU's free memory."""
+    """Images on the device, or left where they are (mapped from disk) if they need more than `share` of a GPU's free memory."""
     device = torch.device(device)
     if device.type == "cuda" and images.nbytes > share * torch.cuda.mem_get_info(device)[0]:
         print(f"{images.nbytes / 1e9:.1f} GB of images do not fit on {device}: streamed from disk", flush=True)
@@ -284,9 +284,9 @@ def make_views(args, image_size):
 
 
 def draw(view, n, size, generator):
-    """Everything that is random in n views of size pixels, drawn on the CPU, so that every device sees the same.
+    """All random parameters of n views, `size` pixels a side, drawn on the CPU so that every device sees the same.
 
-    Returns a dict of tensors, one row an image: box (N, 4) of the crop (see random_boxes); factors (N, 4) of brightness,
+    Returns a dict of tensors, one row per image: box (N, 4) of the crop (see random_boxes); factors (N, 4) of brightness,
     contrast, saturation, and the hue's shift in turns; order (N, 4), in which those four come; sigma of the blur in
     pixels; and whether it gets each of flip, jitter, gray, blur, solarize.
     """
@@ -311,7 +311,7 @@ def augment(images, view, generator, at_once=256 * 3 * 32**2):
     Every parameter is drawn for each image by itself; the distribution is that of torchvision's
     RandomResizedCrop, RandomHorizontalFlip, ColorJitter, RandomGrayscale, GaussianBlur, RandomSolarize
     applied image by image, at the speed of a few operations on the whole batch (on a CPU on parts of it, of
-    `at_once` numbers and no less than 8 images, which its cache takes better). Raises ValueError for images that are no squares.
+    `at_once` numbers but at least 8 images, which suit its cache better). Raises ValueError for images that are not square.
     """
     n, size = len(images), images.shape[-1]
     if images.shape[-2] != size:
@@ -366,8 +366,8 @@ def random_boxes(n, size, area, generator, ratio=(3 / 4, 4 / 3), tries=10):
 def resized_crop(images, box, flip):
     """The box (N, 4) of each image (see random_boxes), resized to the full side S, bilinear, and mirrored where flip (N,).
 
-    uint8 (N, 3, S, S) -> float (N, 3, S, S) in [0, 1]. A box is never larger than what it becomes, so there is
-    nothing for antialiasing to do. Outside the box its border is repeated: neighbours do not leak in.
+    uint8 (N, 3, S, S) -> float (N, 3, S, S) in [0, 1]. A box is never larger than the output, so no
+    antialiasing is needed. Outside the box its border is repeated: pixels around it do not leak in.
     """
     n, _, size, _ = images.shape
     box = send(torch.cat([box, flip[:, None]], 1), images.device)
@@ -432,7 +432,7 @@ def shift_hue(x, shift):
     """
     r, g, b = x.split(1, 1)
     low, high = torch.minimum(r, g).minimum(b), torch.maximum(r, g).maximum(b)
-    chroma = high.sub_(low).clamp_(min=1e-9)  # so that the hue of gray is a number, whichever
+    chroma = high.sub_(low).clamp_(min=1e-9)  # so that the hue of gray is a number; which one does not matter
     hue = (g + b).sub_(r).sub_(low).div_(chroma).add_(1).copysign_(g - b).add_(6 * shift)
     hue.sub_((hue / 6).round_(), alpha=6)  # between -3 and 3
     d = hue - constant((0.0, 2.0, -2.0), x.device)[:, None, None]
@@ -447,8 +447,8 @@ def grayscale(x):
 def gaussian_blur(x, sigma):
     """Gaussian blur of images (N, 3, S, S) with a sigma (N,) in pixels for each, reflected border.
 
-    The kernel is SimCLR's, a tenth of the side wide, or four of the largest sigmas to each side, if that is less: the
-    weights beyond sum to less than 1e-4.
+    The kernel is SimCLR's, a tenth of the side wide, but at most four times the largest sigma to each side: the weights
+    beyond that sum to less than 1e-4.
     """
     n, channels, size, _ = x.shape
     half = min(max(1, size // 20), math.ceil(4 * sigma.max()))
@@ -552,7 +552,7 @@ def make_pairs(kind, pool, seed):
 def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=None, seed=0, skip_bad=False, cache=None):
     """Pairs of a curated list: a CSV with columns image_a, image_b and, optionally, category and keep.
 
-    Paths are relative to `folder`, else to the file's own. Rows with keep = 0 are left out. arm "augmented" pairs
+    Paths are relative to `folder`, by default the file's own. Rows with keep = 0 are left out. arm "augmented" pairs
     each row's anchor image_a with itself: the matched baseline, equal in anchors, order and number of pairs. Both
     arms load the images of both columns. `limit` keeps the first rows; `skip_bad` leaves out pairs with an image
     that cannot be read. Raises UserError with the row of a mistake.
@@ -569,7 +569,7 @@ def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=Non
     for row in table:  # a row's category is its anchor's; unless given, the anchor's class folder tells
         category.setdefault(row["image_a"], row["category"] or category_of(row["image_a"], folder))
     names = set(category.values())
-    for row in table:  # a partner that is nowhere an anchor may be of another, which its class folder then tells
+    for row in table:  # a partner that is never an anchor may be of another category, that of its class folder
         own = category_of(row["image_b"], folder)
         category.setdefault(row["image_b"], own if own in names or own and not row["category"] else category[row["image_a"]])
     rows = torch.tensor([[index[row["image_a"]], index[row["image_b"]]] for row in table])
@@ -784,8 +784,8 @@ def load_images(data, split="train", image_size=None, limit=None, seed=0, root="
     """The images of `data`, one of SCENES, a name in TORCHVISION_SETS, or a folder.
 
     split is "train", "test" or "val"; None comes back for "val" when the data has no validation split of its own.
-    A folder holds DIR/train/<class>/* with DIR/test or DIR/val beside it (or both: then val is for choosing), or
-    just class folders, of which every fifth image then is test. image_size None takes the set's own (the first
+    A folder holds DIR/train/<class>/* with DIR/test or DIR/val beside it (if both, val is for choosing), or
+    just class folders, in which case every fifth image is for testing. image_size None takes the set's own (the first
     image's short side, at most 224 px); images are scaled to that short side and centre-cropped. `limit` keeps
     the first images of the train split, taken class by class in turn; `skip_bad` leaves out images that cannot be
     read; `cache` is the folder for decoded images of folders, see `cached`. Raises UserError when there is nothing
@@ -835,7 +835,7 @@ def open_torchvision(data, split, root, download):
         with first_process_first():
             items = getattr(torchvision.datasets, cls)(root, download=download, **arguments)
     except ModuleNotFoundError as error:
-        raise UserError(f"torchvision reads {data} with a package that is not here: pip install {error.name}") from None
+        raise UserError(f"to read {data}, torchvision needs a package that is not installed: pip install {error.name}") from None
     except (RuntimeError, OSError, ValueError) as error:
         advice = "the download failed; get it by hand" if download else "add --download"
         raise UserError(f"{data} is not in {root}: {advice}, or --root DIR ({error})") from None
@@ -937,7 +937,7 @@ class BadImage(UserError):
 
 
 def open_image(item):
-    """A file (or an open PIL image) as an upright RGB image: 16 bits become 8, what is transparent white. Raises BadImage."""
+    """A file (or an open PIL image) as an upright RGB image: 16 bits become 8, transparent areas white. Raises BadImage."""
     try:
         image = Image.open(item) if isinstance(item, Path) else item
         if image.mode == "F":
@@ -1004,8 +1004,8 @@ def fit(image, size):
 
 
 def cached(paths, first, image_size, what, skip_bad=False, cache=None):
-    """As `decode`, of the first `first` files of `paths`; with `cache`, a folder, each file is decoded once for all runs, and the
-    places of what is kept need not be in order.
+    """Like `decode`, for the first `first` files of `paths`; with `cache`, a folder, each file is decoded once for all runs, and
+    the places of the images kept need not be in order.
 
     Below `cache` lies a folder for this list of files and this size: images.bin, uint8 (N, 3, S, S), mapped into memory
     and not read into it; done.bin, a byte for each image (0 not yet, 1 decoded, 2 cannot be read); index.json, the
@@ -1096,7 +1096,7 @@ def fill_chunk(job):
                 continue
             images.seek(int(row) * image.nbytes)
             if images.write(image) < image.nbytes:  # into a map it would cost a fault for every page
-                raise UserError(f"{folder}: the disk is full; make room and start again, it goes on from here")
+                raise UserError(f"{folder}: the disk is full; make room and start again, decoding continues from here")
             done[row] = 1
     return reasons
 
@@ -1149,8 +1149,8 @@ def load_boxes(data, seed=0, image_size=128):
     """(train, test) BoxSets of `data`: "scenes" (see detection_scenes) or folders in the layout of Pascal VOC.
 
     Each folder is VOC2007 or any other with Annotations/, JPEGImages/ and ImageSets/Main/, or one that holds such
-    folders at most two levels down. Trained on trainval.txt, tested on test.txt; where a folder has no test.txt
-    it is trained on whole, unless none has: then train.txt and val.txt; without any list every fifth image is test.
+    folders at most two levels down. Training uses trainval.txt, testing test.txt; a folder without test.txt serves for
+    training only. If no folder has one: train.txt and val.txt; without any list every fifth image is for testing.
     Raises UserError for missing or unreadable files.
     """
     if data == ["scenes"]:
@@ -1239,7 +1239,7 @@ def run_cli(main):
         else:
             raise
     except KeyboardInterrupt:
-        print("\ninterrupted; what is written is kept, and --resume goes on with a run from its last checkpoint", file=sys.stderr)
+        print("\ninterrupted; what was written is kept, and --resume continues a run from its last checkpoint", file=sys.stderr)
         sys.exit(130)
     print(f"{Path(sys.argv[0]).name}: error: {mistake}", file=sys.stderr)
     sys.exit(2)
@@ -1311,8 +1311,8 @@ def parse(parser, argv, recipes):
 
 @contextmanager
 def locked(file):
-    """Holds a lock on a file, so that one process at a time is inside; it falls when the process dies. Not on Windows, nor
-    on file systems without locks."""
+    """Holds a lock on a file, so that one process at a time is inside; released when the process dies. No lock on Windows,
+    nor on file systems without locks."""
     with open(file, "w") as opened:
         try:
             if fcntl:
@@ -1324,7 +1324,7 @@ def locked(file):
 
 @contextmanager
 def first_process_first():
-    """Under torchrun process 0 is inside alone, to download, say; the others follow when it is done."""
+    """Under torchrun process 0 runs the block alone first, for example to download; the others follow when it is done."""
     rank, world = rank_and_world()
     if rank:
         dist.barrier()
@@ -1353,8 +1353,8 @@ class Progress:
 def nearest_partners(h, labels=None, forbidden=None, tries=5):
     """For each image the nearest other one by cosine similarity of features h (N, d): (N,).
 
-    labels (N,): only images of the same class. forbidden(i, j) -> bool (N,): partners that will not do, near-identical
-    images say; the first of the `tries` nearest that will is taken, else the nearest.
+    labels (N,): only images of the same class. forbidden(i, j) -> bool (N,): partners to reject, such as near-identical
+    images; the first of the `tries` nearest that is not rejected is taken, else the nearest.
     """
     h, progress = F.normalize(h, dim=1), Progress("nearest neighbours", len(h))
     found = []
@@ -1462,7 +1462,7 @@ def category_of(path, folder):
 
 
 def check(file, folder=None):
-    """Looks a pair list over: (lines of the report, mistakes). A mistake is a missing or unreadable image, an image
+    """Checks a pair list: (lines of the report, mistakes). A mistake is a missing or unreadable image, an image
     paired with itself or with a near-identical one, or, where the folder has classes, a pair of two categories."""
     table, folder = read_rows(file, folder)
     rows = [row for row in table if row["keep"]]
@@ -1506,7 +1506,7 @@ def main():
     parser = Parser(description="Make and check a list of semantic pairs.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add = (sub := commands.add_parser("propose", help="propose pairs, with contact sheets to look at")).add_argument
-    sub.description = "Writes a list of pairs (image_a, image_b, category, keep) and contact sheets. Strike rows out, or set keep to 0."
+    sub.description = "Writes a list of pairs (image_a, image_b, category, keep) and contact sheets. Drop wrong rows, or set keep to 0."
     add("--data", required=True, help="a folder of class folders, with train/ or without; or, with --by features, of images")
     add("--out", default="pairs.csv", help="the list; contact sheets are written beside it [pairs.csv]")
     add("--count", type=positive_int, help="number of pairs, balanced over the classes [one for each image]")
@@ -1516,9 +1516,9 @@ def main():
     add("--ignore-labels", action="store_true", help="with --by features: neighbours of any class; some pairs are false then")
     add("--image-size", type=positive_int, help="side of the images in pixels, which decides a ResNet's stem [the first image's, at most 224]")
     add("--skip-bad", action="store_true", help="leave out images that cannot be read")
-    add("--seed", type=int, default=0, help="of the partners and the order [0]")
+    add("--seed", type=int, default=0, help="random seed of the partners and the order [0]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
-    add = commands.add_parser("check", help="look a pair list over; exit status 1 when something is wrong").add_argument
+    add = commands.add_parser("check", help="check a pair list; exit status 1 if something is wrong").add_argument
     add("list", help="FILE.csv with columns image_a,image_b and, optionally, category and keep")
     add("--data", help="the folder that its paths are relative to [the list's own]")
     args = parser.parse_args()

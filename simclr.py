@@ -16,7 +16,7 @@ Deviations from the paper and google-research/simclr
      convention serves all methods and torchvision's weights. Crops are bilinear (official: bicubic).
   4. The two views go through the network one after the other, so BatchNorm sees N images at a time.
   5. On scenes: a small convnet, crops of at least half the area, colour jitter of a quarter of the paper's strength,
-     no blur: 32 px and few minutes ask for it.
+     no blur, to suit 32 px images and runs of a few minutes.
 
 Measured with the default options on scenes, two CPU cores, five seeds (results/scenes): linear probe on held-out
 categories 0.955 ± 0.021 with semantic pairs, 0.661 ± 0.032 with augmented pairs, 0.212 ± 0.055 untrained, chance 0.05.
@@ -50,7 +50,7 @@ def parse_args(argv=None):
     # -- shared by the four methods, word for word
     add("--pairs", default="augmented", help="augmented: two views of one image; semantic: two images of one class; FILE.csv: a curated list with columns image_a,image_b [augmented]")
     add("--arm", default="semantic", choices=["semantic", "augmented"], help="with FILE.csv: augmented pairs each row's image_a with itself, the matched baseline [semantic]")
-    add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs that stay so, the others become augmented: how few suffice? [1]")
+    add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs kept; the others become augmented: how few suffice? [1]")
     add("--false-pairs", type=pairs.fraction, default=0.0, help="share of the semantic (or the list's) partners drawn from another category: what does curation buy? [0]")
     add("--data", type=pairs.named, help=f"scenes; a folder of class folders, with train/ and test/ or without; or {', '.join(pairs.TORCHVISION_SETS)} [scenes]")
     add("--root", default="data", help="folder of torchvision's data sets [data]")
@@ -64,12 +64,12 @@ def parse_args(argv=None):
     add("--batch-size", type=pairs.positive_int, help=f"pairs in a step {default('batch_size')}")
     add("--lr", type=pairs.positive_float, help=f"peak learning rate per 256 pairs: a step uses lr * batch / 256 (Goyal et al. 2017) {default('lr')}")
     add("--weight-decay", type=pairs.nonnegative_float, help=f"L2 added to the gradient of every weight {default('weight_decay')}")
-    add("--seed", type=int, default=0, help="of the scenes, the weights, the order, the partners and the augmentation [0]")
+    add("--seed", type=int, default=0, help="seed of the scenes, the weights, the order, the partners and the augmentation [0]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
     add("--compile", action="store_true", help="torch.compile the networks, for GPUs: costs time at the start, and gains little on a CPU (README, Speed)")
     add("--out", help="run folder [runs/<method>-<pairs>-<data>-seed<seed>]")
     add("--resume", action="store_true", help="go on from the run folder's checkpoint, with the same options")
-    add("--without", default="", help="transforms to switch off, by comma: crop, flip, jitter, gray, blur, solarize []")
+    add("--without", default="", help="transforms to switch off, comma-separated: crop, flip, jitter, gray, blur, solarize []")
     # -- SimCLR's own
     add("--crop-min", type=pairs.fraction, help=f"smallest crop, share of the image area (Sec. 2.1: 0.08) {default('crop_min')}")
     add("--jitter", type=pairs.nonnegative_float, nargs=4, help=f"brightness, contrast, saturation, hue (App. B.9: half of 0.8 0.8 0.8 0.2) {default('jitter')}")
@@ -79,7 +79,7 @@ def parse_args(argv=None):
     add("--temperature", type=pairs.positive_float, help=f"of the loss (App. B.9: 0.5 on CIFAR-10) {default('temperature')}")
     add("--hidden-dim", type=pairs.positive_int, help="width of the projector's hidden layer (App. B.6) [the features' width]")
     add("--projection-dim", type=pairs.positive_int, default=128, help="width d of the embedding (Sec. 2.1) [128]")
-    add("--warmup-epochs", type=pairs.nonnegative_float, help=f"epochs of linear warm-up (Sec. 2.2: 10); unless given, a tenth of all at most {default('warmup_epochs')}")
+    add("--warmup-epochs", type=pairs.nonnegative_float, help=f"epochs of linear warm-up (Sec. 2.2: 10); by default at most a tenth of all {default('warmup_epochs')}")
     add("--optimizer", default="sgd", choices=["sgd", "lars"], help="sgd with momentum; lars for batches of thousands (the paper's) [sgd]")
     return pairs.parse(parser, argv, RECIPES)
 
@@ -96,7 +96,7 @@ class SimCLR(nn.Module):
             nn.BatchNorm1d(hidden_dim),
             nn.ReLU(inplace=True),
             nn.Linear(hidden_dim, projection_dim, bias=False),
-            nn.BatchNorm1d(projection_dim),  # as in the official code; without it semantic pairs can sit still with all embeddings equal
+            nn.BatchNorm1d(projection_dim),  # as in the official code; without it semantic pairs can get stuck with all embeddings equal
         )
 
     def forward(self, x):
@@ -110,8 +110,8 @@ class SimCLR(nn.Module):
 def nt_xent(z1, z2, temperature):
     """NT-Xent, the mean over all 2N anchors (SimCLR, Eq. 1 and Algorithm 1).
 
-    z1, z2: (N, d), row i of one is the positive of row i of the other; any length, normalised here. The
-    negatives of an anchor are the other 2N - 2 embeddings. All embeddings equal give log(2N - 1).
+    z1, z2: (N, d), row i of one is the positive of row i of the other; of any norm, they are normalised here. The
+    negatives of an anchor are the other 2N - 2 embeddings. If all embeddings are equal, the loss is log(2N - 1).
     """
     n = len(z1)
     z = F.normalize(torch.cat([z1, z2]), dim=1)  # (2N, d)
@@ -137,7 +137,7 @@ class LARS(torch.optim.SGD):
         g <- g + decay w,  g <- g trust |w| / |g|
 
     for weights of two and more dimensions; biases and BatchNorm are neither rescaled nor decayed, as in the official code
-    of SimCLR and BYOL (trust 1e-3). Other than there the momentum does not contain the learning rate (as in torch's SGD).
+    of SimCLR and BYOL (trust 1e-3). Unlike there, the momentum does not contain the learning rate (as in torch's SGD).
     """
 
     def __init__(self, params, lr, momentum, weight_decay, fused=False, trust=1e-3):

@@ -15,10 +15,10 @@ Deviations from the paper and facebookresearch/simsiam
   1. The learning rate falls along a cosine by step, not by epoch (the predictor's stays constant, as there).
   2. On scenes and on CIFAR-size photographs the projector has two layers (Sec. 4 and App. D of the paper for
      CIFAR-10); --projector-layers 3 is the paper's for ImageNet.
-  3. On scenes: a small convnet, a narrower projector, small batches (few minutes buy more steps), lr 0.4, crops
+  3. On scenes: a small convnet, a narrower projector, small batches (more steps in a few minutes), lr 0.4, crops
      of at least 0.8 of the area, no blur; colour jitter weak in brightness and contrast, strong in saturation
      and hue, so that colour is no shortcut for augmented pairs; weight decay 1e-5. The predictor is as wide as the
-     embedding: with a bottleneck, and with a lower lr, some runs ended with one direction for most images
+     embedding: with a bottleneck, and with a lower lr, some runs ended with most embeddings in one direction
      (results/scenes/simsiam-recipe.txt).
 
 Measured with the default options on scenes, two CPU cores, five seeds (results/scenes): linear probe on held-out
@@ -52,7 +52,7 @@ def parse_args(argv=None):
     # -- shared by the four methods, word for word
     add("--pairs", default="augmented", help="augmented: two views of one image; semantic: two images of one class; FILE.csv: a curated list with columns image_a,image_b [augmented]")
     add("--arm", default="semantic", choices=["semantic", "augmented"], help="with FILE.csv: augmented pairs each row's image_a with itself, the matched baseline [semantic]")
-    add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs that stay so, the others become augmented: how few suffice? [1]")
+    add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs kept; the others become augmented: how few suffice? [1]")
     add("--false-pairs", type=pairs.fraction, default=0.0, help="share of the semantic (or the list's) partners drawn from another category: what does curation buy? [0]")
     add("--data", type=pairs.named, help=f"scenes; a folder of class folders, with train/ and test/ or without; or {', '.join(pairs.TORCHVISION_SETS)} [scenes]")
     add("--root", default="data", help="folder of torchvision's data sets [data]")
@@ -66,12 +66,12 @@ def parse_args(argv=None):
     add("--batch-size", type=pairs.positive_int, help=f"pairs in a step {default('batch_size')}")
     add("--lr", type=pairs.positive_float, help=f"peak learning rate per 256 pairs: a step uses lr * batch / 256 (Goyal et al. 2017) {default('lr')}")
     add("--weight-decay", type=pairs.nonnegative_float, help=f"L2 added to the gradient of every weight {default('weight_decay')}")
-    add("--seed", type=int, default=0, help="of the scenes, the weights, the order, the partners and the augmentation [0]")
+    add("--seed", type=int, default=0, help="seed of the scenes, the weights, the order, the partners and the augmentation [0]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
     add("--compile", action="store_true", help="torch.compile the networks, for GPUs: costs time at the start, and gains little on a CPU (README, Speed)")
     add("--out", help="run folder [runs/<method>-<pairs>-<data>-seed<seed>]")
     add("--resume", action="store_true", help="go on from the run folder's checkpoint, with the same options")
-    add("--without", default="", help="transforms to switch off, by comma: crop, flip, jitter, gray, blur, solarize []")
+    add("--without", default="", help="transforms to switch off, comma-separated: crop, flip, jitter, gray, blur, solarize []")
     # -- SimSiam's own
     add("--crop-min", type=pairs.fraction, help=f"smallest crop, share of the image area (Sec. 3: 0.2, as MoCo v2) {default('crop_min')}")
     add("--jitter", type=pairs.nonnegative_float, nargs=4, help=f"brightness, contrast, saturation, hue (MoCo v2: 0.4 0.4 0.4 0.1) {default('jitter')}")
@@ -120,7 +120,7 @@ class SimSiam(nn.Module):
 def negative_cosine(p, z):
     """Negative cosine similarity -cos(p, z), the mean over the batch (SimSiam, Eq. 1).
 
-    p, z: (N, d), any length. z is a constant: no gradient goes to it (Eq. 3). Between -1 and 1.
+    p, z: (N, d), of any norm. z is a constant: no gradient goes to it (Eq. 3). Between -1 and 1.
     """
     return -F.cosine_similarity(p, z.detach(), dim=1).mean()
 
