@@ -749,7 +749,7 @@ def collapse_signals(z):
     """
     z = F.normalize(z.detach().double(), dim=1)
     gram = z @ z.T if len(z) < z.shape[1] else z.T @ z
-    s = torch.linalg.eigvalsh(gram.cpu()).clamp(min=0).sqrt()  # z's singular values, sooner than by an SVD: a GPU waits for them
+    s = torch.linalg.eigvalsh(gram.cpu()).clamp(min=0).sqrt()  # z's singular values, faster than by an SVD; a GPU is idle meanwhile
     s = s / s.sum()
     rank = torch.exp(-(s * torch.log(s.clamp(min=1e-12))).sum())
     return (z.std(0).mean() * math.sqrt(z.shape[1])).item(), rank.item()

@@ -389,8 +389,8 @@ def color_jitter(x, chosen, factors, order):
     ColorJitter); factors and order (N, 4) as drawn.
 
     With a factor f, the first three are f x, f x + (1 - f) mean(gray(x)) and f x + (1 - f) gray(x). The images are
-    sorted by the place of hue, the costly one, among the four, so that it is computed once, for all of them; the k-th
-    of the other three comes before it in the images from after[k] on, and after it in those up to after[k].
+    sorted by the place that hue, the costly one, has among the four, so that it is computed once, for all of them. The
+    first after[k] of them have hue at place k or sooner: there the k-th of the other three comes after hue, in the rest before.
     """
     place = (order == 3).int().argmax(1)
     rows = torch.where(chosen, place, 4).argsort()[: int(chosen.sum())]
