@@ -23,4 +23,4 @@ for run in runs/{simclr,moco,byol,simsiam}-{augmented,semantic}-scenes-seed[0-4]
   cp "$run"/{config.json,result.json} $out/"$(basename "$run")"/
 done
 cp runs/simclr-semantic-scenes-seed0/detections.png $out/
-"$python" evaluate.py compare $out/*-seed[0-4] --measure "detect AP scenes, c4, init run" "detect AP50 scenes, c4, init run" --out $out
+"$python" evaluate.py compare $out/{simclr,moco,byol,simsiam}-*-seed[0-4] --measure "detect AP scenes, c4, init run" "detect AP50 scenes, c4, init run" --out $out
