@@ -38,7 +38,8 @@ import pairs
 
 # ------------------------------------------------------------------------------------------- CONFIG
 
-# defaults: on the embedded scenes, and on photographs (no official CIFAR recipe: lightly's, with the paper's tau for 100 and 300 epochs)
+# defaults: on the embedded scenes, and on photographs (no official CIFAR recipe: lightly's lr and weight decay, and the paper's tau
+# for 100 and 300 epochs; lightly's loss is a quarter of the paper's: results/transfer/byol-recipe.txt)
 RECIPES = {
     "scenes": dict(backbone="convnet", epochs=30, batch_size=64, lr=0.25, weight_decay=5e-4,
                    crop_min=0.5, jitter=[0.2, 0.2, 0.8, 0.5], solarize=[0.0, 0.0], hidden_dim=1024, projection_dim=256, ema_decay=0.99, warmup_epochs=0),
