@@ -1227,6 +1227,11 @@ def data_of(config):
 PROTOCOL = ("metric", "k", "classes", "n", "n_train", "n_test", "files_crc32", "n_fitted", "steps", "batch_size", "kind", "size", "rois", "roi_size")
 
 
+def without_seed(data):
+    """The key of a result less the seed that fine-tuning and detectors have of their own."""
+    return data.rsplit(", seed ", 1)[0]
+
+
 def measures(results):
     """The numbers {(head, data): {"value", "untrained", "chance", "protocol"}} of a result.json, for fine-tuning
     means over its seeds; for detectors see measures_of_detectors."""
@@ -1241,8 +1246,8 @@ def measures(results):
                 for factor, v in r["factors"].items():
                     found[f"share of {factor}", data] = {"value": v["share"], "untrained": v["untrained"], "protocol": protocol}
             else:
-                name = data.rsplit(", seed ", 1)[0]  # of fine-tuning, which has seeds of its own
-                seeds = [other for of, other in by_data.items() if of.rsplit(", seed ", 1)[0] == name]
+                name = without_seed(data)
+                seeds = [other for of, other in by_data.items() if without_seed(of) == name]
                 mean = lambda key: float(np.mean([other[key] for other in seeds]))
                 found[head, name] = {"value": mean("accuracy"), "untrained": mean("untrained"), "chance": r["chance"], "protocol": protocol}
     return found
@@ -1253,7 +1258,7 @@ def measures_of_detectors(by_data):
     detectors that were trained with different options."""
     found, detectors = {}, {}
     for data, r in by_data.items():
-        name = data.rsplit(", seed ", 1)[0]
+        name = without_seed(data)
         which = "untrained" if "init random" in name else "value"
         detectors.setdefault(name.replace("init random", "init run"), {}).setdefault(which, []).append(r)
     for name, there in detectors.items():

@@ -776,7 +776,8 @@ TORCHVISION_SETS = {  # name: torchvision's class; arguments of the train, valid
 }
 IMAGES_PER_CLASS = {"caltech101": (30, None), "sun397": (50, 50)}  # train and test, where torchvision has no split
 SCENES = ("scenes", "scenes-held-out", "scenes-shifted")
-SPLIT_NAMES = ("train", "training", "test", "testing", "val", "valid", "validation")
+NOT_TRAIN = ("test", "val", "valid", "validation")  # folders beside train/
+SPLIT_NAMES = ("train", "training", "testing", *NOT_TRAIN)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
 
 
@@ -900,7 +901,7 @@ def has_class_folders(folder):
 def list_folder(folder, split):
     """Files, labels (N,) and class names of one split of a folder of class folders (see load_images). Raises UserError for
     folders that are no classes, for classes that only the test split has, and when there is no image."""
-    others = [folder / name for name in ("test", "val", "valid", "validation") if (folder / name).is_dir()]
+    others = [folder / name for name in NOT_TRAIN if (folder / name).is_dir()]
     has_splits = (folder / "train").is_dir()
     if has_splits and not others:
         raise UserError(f"{folder} has train/ but neither test/ nor val/ beside it: the probe needs one")
@@ -1457,7 +1458,7 @@ def category_of(path, folder):
     """The class folder of an image: the first below `folder`, or below its train, test, val; "" if it lies in neither."""
     path, folder = (Path(os.path.abspath(p)) for p in (path, folder))
     parts = path.relative_to(folder).parts[:-1] if path.is_relative_to(folder) else ()
-    parts = parts[1:] if parts and parts[0] in ("train", "test", "val", "valid", "validation") else parts
+    parts = parts[1:] if parts and parts[0] in ("train", *NOT_TRAIN) else parts
     return parts[0] if parts else ""
 
 
@@ -1550,8 +1551,9 @@ def main():
         table.writerows({"number": i, **row, "keep": 1} for i, row in enumerate(rows, start=1))
     sheets = write_sheets(out.with_suffix(""), rows, both)
     last = f" ... {sheets[-1].name}" if len(sheets) > 1 else ""
+    options = shlex.join([str(out), "--data", args.data])
     print(f"{out}: {len(rows):,} pairs. Look at {sheets[0]}{last}, set keep to 0 where a pair is wrong, then\n"
-          f"    python pairs.py check {' '.join(options := [shlex.quote(str(out)), '--data', shlex.quote(args.data)])}\n    python simclr.py --pairs {' '.join(options)}")
+          f"    python pairs.py check {options}\n    python simclr.py --pairs {options}")
 
 
 if __name__ == "__main__":

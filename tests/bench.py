@@ -248,16 +248,8 @@ def bench_compile(device, seconds, batch_size):
         images = photographs(batch_size * steps, 32)
         calls = {name: trainer("simclr", backbone, images, batch_size, device, options=options) for name, options in (("eager", ()), ("compiled", ("--compile",)))}
         if device.startswith("cuda"):
-            def tried(name):
-                call = calls[name]
-
-                def with_benchmark():
-                    with torch.backends.cudnn.flags(enabled=True, benchmark=True):
-                        call()
-
-                return with_benchmark
-
-            calls |= {f"{name}_cudnn_benchmark": tried(name) for name in ("eager", "compiled")}
+            with_benchmark = torch.backends.cudnn.flags(enabled=True, benchmark=True)  # as a decorator
+            calls |= {f"{name}_cudnn_benchmark": with_benchmark(call) for name, call in calls.items()}
         first = {}
         for name, call in calls.items():
             before = time.perf_counter()

@@ -21,4 +21,4 @@ run=runs/gpu-$part to=$to/cifar10-gpu/$part start=$(date +%s)
 mkdir -p "$to"
 mv output.part "$to/output.txt"
 cp "$run"/{config.json,log.jsonl,result.json} "$to"
-echo "$(tail -n 1 "$run/log.jsonl" | grep -o '"seconds": [0-9]*' | grep -o '[0-9]*') seconds of training, $(($(date +%s) - start)) from the command to its table" | tee -a "$to/output.txt"
+echo "$(sed -n '$s/.*"seconds": \([0-9]*\).*/\1/p' "$run/log.jsonl") seconds of training, $(($(date +%s) - start)) from the command to its table" | tee -a "$to/output.txt"
