@@ -20,7 +20,8 @@ done
 mv runs/{pretraining,detection}.txt $out/  # only now: changed files would mark the runs' commit as dirty
 for run in runs/{simclr,moco,byol,simsiam}-{augmented,semantic}-scenes-seed[0-4]; do
   mkdir -p $out/"$(basename "$run")"
-  cp "$run"/{config.json,result.json} $out/"$(basename "$run")"/
+  cp "$run"/{config.json,result.json,log.jsonl} $out/"$(basename "$run")"/
 done
 cp runs/simclr-semantic-scenes-seed0/detections.png $out/
 "$python" evaluate.py compare $out/{simclr,moco,byol,simsiam}-*-seed[0-4] --measure "detect AP scenes, c4, init run" "detect AP50 scenes, c4, init run" --out $out
+"$python" $out/summary.py > $out/summary.txt
