@@ -793,7 +793,9 @@ def parallel(model, compile=False, sync_batchnorm=True):
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # replaces the layers inside, keeps their parameters
     if compile:
         for part in model.children():  # in place: the names of the parameters stay
-            part.compile(dynamic=False)  # else parts of one class would be taken for one part that is given many shapes
+            # dynamic=False: else parts of one class would be taken for one part that is given many shapes. Not part.compile(),
+            # which in torch 2.11 leaves an nn.Sequential as it is
+            part.forward = torch.compile(part.forward, dynamic=False)
     if not dist.is_initialized():
         return model
     with warnings.catch_warnings():
