@@ -172,6 +172,27 @@ def test_boxes_follow_their_images_when_flipped_and_difficult_ones_are_left_out(
     assert set(seen) == {3, 20} and data.boxes[0][0].tolist() == [3, 5, 10, 9]
 
 
+def test_a_detectors_learning_rate_by_hand():
+    """Warm-up over 100 steps, a tenth after three quarters of all, a hundredth after eleven twelfths; SGD with momentum."""
+    weights = []
+
+    class Recorder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+        def forward(self, images, targets):
+            weights.append(self.weight.item())
+            return {"loss": self.weight / 2, "other": self.weight / 2}  # a gradient of 1
+
+    evaluate.train_detector(Recorder(), pairs.detection_scenes("train", 5, 32), steps=132, batch_size=4, lr=0.8, seed=0)
+    w, velocity = 1.0, 0.0
+    for step in range(132):
+        assert weights[step] == pytest.approx(w, abs=1e-12)
+        velocity = 0.9 * velocity + 1 + 1e-4 * w
+        w -= 0.8 * 4 / 16 * min(1, (step + 1) / 100) * (0.01 if step >= 121 else 0.1 if step >= 99 else 1) * velocity
+
+
 def test_a_detector_whose_loss_is_not_finite_stops():
     class Broken(nn.Module):
         def __init__(self):

@@ -177,6 +177,15 @@ def test_probe_chooses_its_strength_on_training_images_alone():
     assert a["validation"][a["l2"]] == max(a["validation"].values())
 
 
+def test_a_probe_does_not_depend_on_the_scale_and_offset_of_features():
+    torch.manual_seed(0)
+    scale, offset = torch.logspace(-2, 2, 12), torch.linspace(-5, 5, 12)
+    y, centres = torch.arange(400) % 4, torch.randn(4, 12)
+    x = (centres[y] + 1.5 * torch.randn(400, 12)).double()
+    plain, moved = (evaluate.linear_probe(v[:200], y[:200], v[200:], y[200:], 4) for v in (x, x * scale + offset))
+    assert plain == moved and 0.6 < plain["accuracy"] < 0.95
+
+
 def test_metrics_by_hand():
     logits, y = torch.eye(3)[[0, 0, 1, 2]], torch.tensor([0, 1, 1, 2])  # class 1: one of two right
     assert evaluate.score("top-1", logits, y) == 0.75

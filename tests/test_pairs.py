@@ -296,6 +296,21 @@ def test_distribution_equals_torchvisions_per_sample_transforms():
     assert (torch.corrcoef(fa.T) - torch.corrcoef(fb.T)).abs().max() < 0.1
 
 
+@pytest.mark.parametrize("area", [(0.08, 1.0), (0.9, 1.0)])  # of the second many draws do not fit, and some images stay whole
+def test_boxes_are_distributed_as_torchvisions(area):
+    n = 4000
+    torch.manual_seed(0)
+    ours = pairs.random_boxes(n, 32, area, pairs.stream("boxes"))
+    image = torch.zeros(3, 32, 32)
+    theirs = torch.tensor([T.RandomResizedCrop.get_params(image, area, (3 / 4, 4 / 3)) for _ in range(n)], dtype=torch.float)
+    assert (ours == ours.round()).all() and (ours[:, :2] >= 0).all() and (ours[:, 2:] >= 1).all() and (ours[:, :2] + ours[:, 2:] <= 32).all()
+    for of in (lambda b: b[:, 2] * b[:, 3], lambda b: b[:, 2] / b[:, 3], lambda b: b[:, 0], lambda b: b[:, 1], lambda b: b[:, 0] - b[:, 1]):
+        a, b = of(ours), of(theirs)
+        at = torch.cat([a, b]).unique()[:, None]
+        apart = ((a <= at).float().mean(1) - (b <= at).float().mean(1)).abs().max()  # Kolmogorov and Smirnov's statistic
+        assert apart < 1.63 * math.sqrt(2 / n)  # exceeded by chance in less than 1 % of the seeds
+
+
 def test_every_image_of_a_batch_has_parameters_of_its_own():
     image = pairs.scenes("test", held_out=True).images[3]
     for on in ("crop", "flip", "jitter", "gray", "blur", "solarize"):

@@ -1,0 +1,160 @@
+"""Training: six steps of each script equal a loop written by hand (loss, schedule, optimiser, slow networks, queue), to 1e-9."""
+
+import contextlib
+import copy
+import importlib
+import math
+import sys
+
+import pytest
+import torch
+import torch.nn as nn
+
+import evaluate
+import pairs
+
+LR, DECAY, STEPS, BATCH, EPOCHS, WARMUP = 0.8, 0.01, 6, 16, 2, 0.5  # three steps an epoch, one and a half of warm-up
+OPTIONS = {"simclr": ["--temperature", "0.3", "--warmup-epochs", WARMUP],
+           "moco": ["--temperature", "0.3", "--queue-size", "32", "--ema-decay", "0.7", "--bn-splits", "1"],
+           "byol": ["--ema-decay", "0.7", "--warmup-epochs", WARMUP],
+           "simsiam": []}
+
+
+class Recorded:
+    """In place of evaluate.Run: keeps the weights of the start, what is logged and the epochs saved."""
+
+    def __init__(self, method, args, source, view1, view2, backbone, model, optimizer):
+        self.model, self.start, self.epoch, self.step, self.lines, self.saved = model, copy.deepcopy(model), 0, 0, [], []
+        Recorded.last = self
+
+    def log(self, epoch, loss, lr, z):
+        self.lines.append((epoch, loss.item(), lr, z.dtype))
+        self.step += 1
+
+    def save(self, epoch):
+        self.saved.append(epoch)
+
+    def finish(self, data):
+        pass
+
+
+def trained(method, monkeypatch, options=()):
+    """Runs the script and returns its record."""
+    monkeypatch.setattr(evaluate, "Run", Recorded)
+    monkeypatch.setattr(sys, "argv", [method, *map(str, ["--pairs", "augmented", "--limit", BATCH * STEPS // EPOCHS + 5, "--image-size", 16, "--epochs", EPOCHS,
+                                                         "--batch-size", BATCH, "--lr", LR, "--weight-decay", DECAY, "--device", "cpu", *OPTIONS[method], *options])])
+    importlib.import_module(method).main()
+    return Recorded.last
+
+
+@pytest.fixture
+def float64(monkeypatch):
+    """Everything in float64, so that equal means equal."""
+    monkeypatch.setattr(evaluate, "autocast", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    torch.set_default_dtype(torch.float64)
+    pairs.constant.cache_clear()
+    yield
+    torch.set_default_dtype(torch.float32)
+    pairs.constant.cache_clear()
+
+
+def cosine(a, b):
+    return (a * b).sum(1) / a.norm(dim=1) / b.norm(dim=1)
+
+
+def half_cosine(step, total):
+    return (1 + math.cos(math.pi * step / total)) / 2
+
+
+@pytest.mark.parametrize("method, optimizer", [("simclr", "sgd"), ("simclr", "lars"), ("moco", "sgd"), ("byol", "sgd"), ("byol", "lars"), ("simsiam", "sgd")])
+def test_a_run_equals_a_loop_by_hand(method, optimizer, float64, monkeypatch):
+    seen, batches = [], pairs.batches
+    monkeypatch.setattr(pairs, "batches", lambda *a: (seen.append((x1.double(), x2.double())) or seen[-1] for x1, x2 in batches(*a)))
+    run = trained(method, monkeypatch, ["--optimizer", optimizer] if optimizer == "lars" else [])
+    assert len(seen) == STEPS and run.saved == [1, 2] and [epoch for epoch, *_ in run.lines] == [0, 0, 0, 1, 1, 1]
+
+    net = run.start.train()
+    online = nn.Sequential(net.backbone, net.projector)
+    slow = copy.deepcopy(online) if method in ("moco", "byol") else None
+    queue = list(net.queue) if method == "moco" else None
+    weights = [p for p in net.parameters() if p.requires_grad]
+    predictor = {id(p) for p in net.predictor.parameters()} if method == "simsiam" else set()
+    momentum = [torch.zeros_like(w) for w in weights]
+
+    def follow(decay):
+        for s, w in zip(slow.parameters(), online.parameters()):
+            s.data = decay * s.data + (1 - decay) * w.data
+
+    for step, (x1, x2) in enumerate(seen):
+        peak, warmup = LR * BATCH / 256, STEPS / EPOCHS * WARMUP if method in ("simclr", "byol") else 0
+        lr = peak * min(1, (step + 1) / warmup) if step < warmup else peak * half_cosine(step - warmup, STEPS - warmup)
+        z1 = online(x1)
+        if method == "moco":
+            follow(0.7)
+            with torch.no_grad():
+                k = slow(x2)
+            near = [cosine(z1, k)] + [cosine(z1, key[None]) for key in queue]
+            loss = -torch.log_softmax(torch.stack(near, 1) / 0.3, 1)[:, 0].mean()
+            queue = (queue + list(k))[-32:]  # the oldest go
+        else:
+            z2 = online(x2)
+        if method == "simclr":
+            z = torch.cat([z1, z2])
+            loss = 0
+            for i in range(2 * BATCH):
+                others = [j for j in range(2 * BATCH) if j != i]
+                loss = loss - torch.log_softmax(cosine(z[i : i + 1], z[others]) / 0.3, 0)[others.index((i + BATCH) % (2 * BATCH))] / (2 * BATCH)
+        elif method == "byol":
+            with torch.no_grad():
+                t1, t2 = slow(x1), slow(x2)
+            loss = (4 - 2 * cosine(net.predictor(z1), t2) - 2 * cosine(net.predictor(z2), t1)).mean()
+        elif method == "simsiam":
+            loss = -(cosine(net.predictor(z1), z2.detach()) + cosine(net.predictor(z2), z1.detach())).mean() / 2
+
+        assert run.lines[step][1:3] == (pytest.approx(loss.item(), abs=1e-9), pytest.approx(lr))
+        for w, g, m in zip(weights, torch.autograd.grad(loss, weights), momentum):
+            if optimizer == "sgd":
+                g = g + DECAY * w.data
+            elif w.ndim > 1:
+                g = g + DECAY * w.data
+                g = g * 0.001 * w.data.norm() / g.norm()
+            m.mul_(0.9).add_(g)
+            w.data = w.data - (peak if id(w) in predictor else lr) * m
+        if method == "byol":
+            follow(1 - (1 - 0.7) * half_cosine(step, STEPS))
+
+    ours = dict(run.model.named_parameters())
+    for name, p in net.named_parameters():
+        if p.requires_grad:
+            assert torch.allclose(p, ours[name], rtol=1e-6, atol=1e-9), name
+    if slow:
+        theirs = run.model.target if method == "byol" else run.model.key_encoder
+        assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-9) for a, b in zip(slow.parameters(), theirs.parameters(), strict=True))
+    if method == "moco":  # after six batches of a queue of two the oldest key is at the start again
+        assert torch.allclose(nn.functional.normalize(torch.stack(queue), dim=1), run.model.queue, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("method, loss", [("simclr", "nt_xent"), ("moco", "info_nce"), ("byol", "regression_loss"), ("simsiam", "negative_cosine")])
+def test_networks_compute_in_bf16_and_losses_in_float32(method, loss, monkeypatch):
+    script, got = importlib.import_module(method), set()
+    of = getattr(script, loss)
+    monkeypatch.setattr(script, loss, lambda *a: got.update(x.dtype for x in a if isinstance(x, torch.Tensor)) or of(*a))
+    monkeypatch.setattr(evaluate, "multiplies_in_bf16", lambda device: True)
+    run = trained(method, monkeypatch)
+    assert got == {torch.float32} and {dtype for *_, dtype in run.lines} == {torch.bfloat16}
+    assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("method, heads", [
+    # projector, predictor; w the backbone's width, h hidden, d the embedding's. A BatchNorm has 2 weights a channel, without affine none
+    ("simclr", lambda w: (w * 40 + 2 * 40 + 40 * 24 + 2 * 24, 0)),
+    ("moco", lambda w: (w * 40 + 40 + 40 * 24 + 24, 0)),
+    ("byol", lambda w: (w * 40 + 40 + 2 * 40 + 40 * 24, 24 * 40 + 40 + 2 * 40 + 40 * 24)),
+    ("simsiam", lambda w: (w * 24 + 2 * 24 + 24 * 24, 24 * 40 + 2 * 40 + 40 * 24 + 24))])
+def test_heads_have_the_papers_layers(method, heads, monkeypatch):
+    sizes = ["--embedding-dim", 24, "--bottleneck-dim", 40] if method == "simsiam" else ["--hidden-dim", 40, "--projection-dim", 24]
+    model = trained(method, monkeypatch, sizes).model
+    width = model.projector[0].in_features
+    count = lambda part: sum(p.numel() for p in part.parameters()) if part is not None else 0
+    assert (count(model.projector), count(getattr(model, "predictor", None))) == heads(width)
