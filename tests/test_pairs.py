@@ -36,6 +36,21 @@ def test_scenes_are_a_function_of_the_seed_and_categories_are_not_shared():
     assert (seen[:, None] - held[None]).abs().sum(2).min() > 0.05  # no held-out shape is a seen one
 
 
+def test_scenes_are_those_of_the_published_results():
+    """Mean, deviation, roughness and spread of mean colours, of uint8 images: what results/ was measured on. A change of these
+    numbers makes all figures on scenes obsolete."""
+    def statistics(images):
+        x = images[:200].float()
+        return [x.mean().item(), x.std().item(), (x[..., 1:] - x[..., :-1]).abs().mean().item(), x.mean((2, 3)).std().item()]
+
+    boxes = pairs.detection_scenes("train", 50)
+    assert statistics(pairs.scenes("train").images) == pytest.approx([76.771, 60.977, 14.209, 31.936], abs=0.02)
+    assert statistics(pairs.scenes("test", held_out=True).images) == pytest.approx([74.918, 59.217, 13.511, 30.638], abs=0.02)
+    assert statistics(pairs.scenes("test", shifted=True).images) == pytest.approx([155.609, 58.656, 24.342, 38.253], abs=0.02)
+    assert statistics(torch.stack(boxes.images[:50])) == pytest.approx([54.83, 47.322, 8.761, 29.865], abs=0.02)
+    assert sum(map(len, boxes.boxes)) == 78
+
+
 def test_scene_details_describe_the_image():
     images, factors, masks, boxes = pairs.scenes("test", image_size=64, seed=0, held_out=True, details=True)
     assert masks.shape == (len(images), 64, 64) and all(len(v) == len(images) for v in factors.values())

@@ -328,6 +328,15 @@ def test_help_names_every_option_with_its_default():
         assert "on scenes" in text
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_defaults_on_scenes_are_those_of_the_published_results(method):
+    published = json.loads((ROOT / "results" / "scenes" / f"{method}-semantic-scenes-seed0" / "config.json").read_text())
+    now = vars(importlib.import_module(method).parse_args(["--pairs", "semantic", "--device", "cpu"]))
+    shared = now.keys() & published.keys() - {"image_size"}  # that of the scenes, there
+    assert {k: now[k] for k in shared} == {k: published[k] for k in shared} and len(shared) > 25
+    assert not published.keys() & {"lr", "epochs", "batch_size", "weight_decay", "crop_min", "jitter"} - shared
+
+
 def test_blocks_that_the_scripts_share_are_equal():
     """A fix in one script cannot miss the others: shared options, and the start and end of the program."""
     text = {m: (ROOT / f"{m}.py").read_text() for m in METHODS}
