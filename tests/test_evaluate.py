@@ -38,6 +38,16 @@ def test_any_backbone_gives_features_of_the_width_it_says(name):
     assert backbone.eval()(torch.randn(2, 3, 64, 64)).shape == (2, width)
 
 
+def test_the_convnet_is_that_of_the_published_results():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    backbone = evaluate.build_backbone("convnet", 32)[0].eval()
+    with FlopCounterMode(display=False) as counter:
+        backbone(torch.zeros(1, 3, 32, 32))
+    by_layer = [16 * 16 * 32 * 3 * 9, 8 * 8 * 64 * 32 * 9, 8 * 8 * 128 * 64 * 9, 4 * 4 * 256 * 128 * 9]  # multiply-adds
+    assert counter.get_total_flops() == 2 * sum(by_layer) and round(sum(by_layer) / 1e6) == 11
+
+
 def test_unknown_backbones_are_named():
     for name in ("resnet19", "squeezenet1_0"):
         with pytest.raises(UserError, match=name):
@@ -186,12 +196,21 @@ def test_a_probe_does_not_depend_on_the_scale_and_offset_of_features():
     assert plain == moved and 0.6 < plain["accuracy"] < 0.95
 
 
+def test_a_probe_has_biases():
+    """Three classes on a line: the one in the middle is found by its bias alone."""
+    torch.manual_seed(0)
+    y = torch.arange(300) % 3
+    x = torch.stack([y + 0.1 * torch.randn(300), torch.randn(300)], 1)
+    found = evaluate.linear_probe(x[:200], y[:200], x[200:], y[200:], 3)
+    assert found["accuracy"] > 0.85  # without them two thirds at most
+
+
 def test_metrics_by_hand():
     logits, y = torch.eye(3)[[0, 0, 1, 2]], torch.tensor([0, 1, 1, 2])  # class 1: one of two right
     assert evaluate.score("top-1", logits, y) == 0.75
     assert evaluate.score("mean per class", torch.eye(4)[[0, 0, 1, 0]], torch.tensor([0, 1, 1, 1])) == pytest.approx((1 + 1 / 3) / 2)
     # by falling score: right, wrong, right; recall 0.5 from 1 of 1, recall 1 from 2 of 3; the difficult one is not counted
-    logits, y = torch.tensor([[4.0], [3], [2], [1]]), torch.tensor([[1], [0], [-1], [1]])
+    logits, y = torch.tensor([[4.0], [3], [2], [1], [0]]), torch.tensor([[1], [0], [-1], [1], [0]])
     assert evaluate.score("11-point mAP", logits, y) == pytest.approx((6 + 5 * 2 / 3) / 11)
 
 
