@@ -1424,7 +1424,7 @@ def draw_comparison(rows, path, panels=6):
                     axis.plot([x + offset] * len(values), values, "o", ms=4, color=color, alpha=0.7, label=arm if x == 0 else None)
                     axis.hlines(np.mean(values), x + offset - 0.1, x + offset + 0.1, color=color)
         axis.set_xticks(range(len(here)), list(map(name, here)), fontsize=8)
-        if chance := max(row["chance"] or 0 for row in here):
+        if chance := max(row["chance"] or 0 for row in here):  # of earlier versions some results say 1 / classes
             axis.axhline(chance, color="0.6", ls=":", lw=1, label="chance")
         axis.set_title(title, fontsize=9), axis.set_ylim(0, 1.02), axis.set_xlim(-0.5, len(here) - 0.5), axis.grid(axis="y", alpha=0.3)
     for axis in axes.flat[len(shown) :]:

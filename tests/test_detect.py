@@ -155,6 +155,17 @@ def test_detectors_for_other_backbones_are_refused_by_name():
             evaluate.build_detector(evaluate.build_backbone(name, 64)[0], 2, kind)
 
 
+class OneWeight(nn.Module):
+    """In place of a detector: one weight; its losses are what `losses(weight, images, targets)` returns."""
+
+    def __init__(self, losses):
+        super().__init__()
+        self.weight, self.losses = nn.Parameter(torch.ones((), dtype=torch.float64)), losses
+
+    def forward(self, images, targets):
+        return self.losses(self.weight, images, targets)
+
+
 def test_boxes_follow_their_images_when_flipped_and_difficult_ones_are_left_out():
     image = torch.zeros(3, 20, 30, dtype=torch.uint8)
     image[:, 5:9, 3:10] = 255
@@ -162,20 +173,15 @@ def test_boxes_follow_their_images_when_flipped_and_difficult_ones_are_left_out(
     data = pairs.BoxSet("d", [image] * 3, [box] * 3, [torch.tensor([0, 0])] * 3, [torch.tensor([False, True])] * 3, ["a"])
     seen = []
 
-    class Recorder(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.zeros(1))
+    def losses(weight, images, targets):
+        for x, t in zip(images, targets):
+            assert t["labels"].tolist() == [1] and len(t["boxes"]) == 1
+            x1, y1, x2, y2 = map(int, t["boxes"][0])
+            assert x[:, y1:y2, x1:x2].min() == 1 and x.sum() == 3 * 4 * 7
+            seen.append(x1)
+        return {"loss": weight}
 
-        def forward(self, images, targets):
-            for x, t in zip(images, targets):
-                assert t["labels"].tolist() == [1] and len(t["boxes"]) == 1
-                x1, y1, x2, y2 = map(int, t["boxes"][0])
-                assert x[:, y1:y2, x1:x2].min() == 1 and x.sum() == 3 * 4 * 7
-                seen.append(x1)
-            return {"loss": self.weight.sum()}
-
-    evaluate.train_detector(Recorder(), data, steps=8, batch_size=2, lr=0.1, seed=0)
+    evaluate.train_detector(OneWeight(losses), data, steps=8, batch_size=2, lr=0.1, seed=0)
     assert set(seen) == {3, 20} and data.boxes[0][0].tolist() == [3, 5, 10, 9]
 
 
@@ -183,16 +189,11 @@ def test_a_detectors_learning_rate_by_hand():
     """Warm-up over 100 steps, a tenth after three quarters of all, a hundredth after eleven twelfths; SGD with momentum."""
     weights = []
 
-    class Recorder(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones((), dtype=torch.float64))
+    def losses(weight, images, targets):
+        weights.append(weight.item())
+        return {"loss": weight / 2, "other": weight / 2}  # a gradient of 1
 
-        def forward(self, images, targets):
-            weights.append(self.weight.item())
-            return {"loss": self.weight / 2, "other": self.weight / 2}  # a gradient of 1
-
-    evaluate.train_detector(Recorder(), pairs.detection_scenes("train", 5, 32), steps=132, batch_size=4, lr=0.8, seed=0)
+    evaluate.train_detector(OneWeight(losses), pairs.detection_scenes("train", 5, 32), steps=132, batch_size=4, lr=0.8, seed=0)
     w, velocity = 1.0, 0.0
     for step in range(132):
         assert weights[step] == pytest.approx(w, abs=1e-12)
@@ -201,14 +202,6 @@ def test_a_detectors_learning_rate_by_hand():
 
 
 def test_a_detector_whose_loss_is_not_finite_stops():
-    class Broken(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.zeros(1))
-
-        def forward(self, images, targets):
-            return {"loss": self.weight.sum() * math.nan}
-
-    data = pairs.detection_scenes("train", 2, 32)
+    broken, data = OneWeight(lambda weight, images, targets: {"loss": weight * math.nan}), pairs.detection_scenes("train", 2, 32)
     with pytest.raises(UserError, match="loss is nan at step 1: try a lower --lr"):
-        evaluate.train_detector(Broken(), data, steps=2, batch_size=2, lr=0.1, seed=0)
+        evaluate.train_detector(broken, data, steps=2, batch_size=2, lr=0.1, seed=0)

@@ -47,7 +47,7 @@ def test_scenes_are_those_of_the_published_results():
     assert statistics(pairs.scenes("train").images) == pytest.approx([76.771, 60.977, 14.209, 31.936], abs=0.02)
     assert statistics(pairs.scenes("test", held_out=True).images) == pytest.approx([74.918, 59.217, 13.511, 30.638], abs=0.02)
     assert statistics(pairs.scenes("test", shifted=True).images) == pytest.approx([155.609, 58.656, 24.342, 38.253], abs=0.02)
-    assert statistics(torch.stack(boxes.images[:50])) == pytest.approx([54.83, 47.322, 8.761, 29.865], abs=0.02)
+    assert statistics(torch.stack(list(boxes.images))) == pytest.approx([54.83, 47.322, 8.761, 29.865], abs=0.02)
     assert sum(map(len, boxes.boxes)) == 78
 
 

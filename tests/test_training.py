@@ -12,6 +12,8 @@ import torch.nn as nn
 
 import evaluate
 import pairs
+from test_moco import loops
+from test_simclr import algorithm_1
 
 LR, DECAY, STEPS, BATCH, EPOCHS, WARMUP = 0.8, 0.01, 6, 16, 2, 0.5  # three steps an epoch, one and a half of warm-up
 OPTIONS = {"simclr": ["--temperature", "0.3", "--warmup-epochs", WARMUP],
@@ -90,34 +92,28 @@ def test_a_run_equals_a_loop_by_hand(method, optimizer, float64, monkeypatch):
         peak, warmup = LR * BATCH / 256, STEPS / EPOCHS * WARMUP if method in ("simclr", "byol") else 0
         lr = peak * min(1, (step + 1) / warmup) if step < warmup else peak * half_cosine(step - warmup, STEPS - warmup)
         z1 = online(x1)
-        if method == "moco":
+        if method == "simclr":
+            loss = algorithm_1(z1, online(x2), 0.3)
+        elif method == "moco":
             follow(0.7)
             with torch.no_grad():
                 k = slow(x2)
-            near = [cosine(z1, k)] + [cosine(z1, key[None]) for key in queue]
-            loss = -torch.log_softmax(torch.stack(near, 1) / 0.3, 1)[:, 0].mean()
+            loss = loops(z1, k, queue, 0.3)
             queue = (queue + list(k))[-32:]  # the oldest go
-        else:
-            z2 = online(x2)
-        if method == "simclr":
-            z = torch.cat([z1, z2])
-            loss = 0
-            for i in range(2 * BATCH):
-                others = [j for j in range(2 * BATCH) if j != i]
-                loss = loss - torch.log_softmax(cosine(z[i : i + 1], z[others]) / 0.3, 0)[others.index((i + BATCH) % (2 * BATCH))] / (2 * BATCH)
         elif method == "byol":
+            z2 = online(x2)
             with torch.no_grad():
                 t1, t2 = slow(x1), slow(x2)
             loss = (4 - 2 * cosine(net.predictor(z1), t2) - 2 * cosine(net.predictor(z2), t1)).mean()
         elif method == "simsiam":
+            z2 = online(x2)
             loss = -(cosine(net.predictor(z1), z2.detach()) + cosine(net.predictor(z2), z1.detach())).mean() / 2
 
         assert run.lines[step][1:3] == (pytest.approx(loss.item(), abs=1e-9), pytest.approx(lr))
         for w, g, m in zip(weights, torch.autograd.grad(loss, weights), momentum):
-            if optimizer == "sgd":
+            if optimizer == "sgd" or w.ndim > 1:
                 g = g + DECAY * w.data
-            elif w.ndim > 1:
-                g = g + DECAY * w.data
+            if optimizer == "lars" and w.ndim > 1:
                 g = g * 0.001 * w.data.norm() / g.norm()
             m.mul_(0.9).add_(g)
             w.data = w.data - (peak if id(w) in predictor else lr) * m
