@@ -189,9 +189,9 @@ def pick_device(name):
     """The torch.device of this name. Raises UserError when this machine has none."""
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: not usable here ({str(error).splitlines()[0]}); use cpu") from None
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # the first sentence says it; a long list may follow
+        raise UserError(f"--device {name}: not usable here ({str(error).splitlines()[0].partition('. ')[0]}); use cpu") from None
     return device
 
 
@@ -747,9 +747,9 @@ def collapse_signals(z):
     effective_rank: exp of the entropy of the singular values, normalised to sum 1 (Roy & Vetterli 2007):
     between 1 (one direction) and min(N, d).
     """
-    z = F.normalize(z.detach().double(), dim=1)
+    z = F.normalize(z.detach().cpu().double(), dim=1)  # Apple's GPUs have no float64
     gram = z @ z.T if len(z) < z.shape[1] else z.T @ z
-    s = torch.linalg.eigvalsh(gram.cpu()).clamp(min=0).sqrt()  # z's singular values, faster than by an SVD; a GPU is idle meanwhile
+    s = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()  # z's singular values, faster than by an SVD; a GPU is idle meanwhile
     s = s / s.sum()
     rank = torch.exp(-(s * torch.log(s.clamp(min=1e-12))).sum())
     return (z.std(0).mean() * math.sqrt(z.shape[1])).item(), rank.item()

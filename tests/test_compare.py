@@ -112,6 +112,7 @@ def test_what_is_written(make, tmp_path):
     text = evaluate.write_comparison(evaluate.compare(runs), tmp_path / "out")
     assert "| 0.500 ± 0.000 (2) | 0.700 ± 0.141 (2) | +0.200 [-1.071, +1.471] | +0.100, +0.300 |" in text
     assert (tmp_path / "out" / "comparison.md").read_text().strip() == text
+    assert len({line.count("|") for line in text.splitlines()}) == 1  # the table's rule has as many columns as its rows
     table = list(csv.DictReader(open(tmp_path / "out" / "comparison.csv")))
     assert [(r["arm"], r["seed"], float(r["value"])) for r in table if r["arm"] == "semantic"] == [("semantic", "0", 0.6), ("semantic", "1", 0.8)]
     assert min(Image.open(tmp_path / "out" / "comparison.png").size) > 100

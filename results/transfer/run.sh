@@ -25,6 +25,15 @@ commands() {  # of 40 runs: epochs, and a folder for the runs if not the usual o
     done
   done
 }
+without() {  # of 18 runs: SimCLR with transforms switched off, seeds 0 to 2, else as the 60 epochs of `commands`
+  for seed in 0 1 2; do
+    for off in jitter,gray crop,flip,jitter,gray crop; do
+      for pairs in augmented semantic; do
+        echo "simclr.py --pairs $pairs --seed $seed --data $cifar --backbone convnet --epochs 60 --limit 20000 --warmup-epochs 10 --without $off --out runs/epochs60-without/simclr-$pairs-without-${off//,/-}-seed$seed"
+      done
+    done
+  done
+}
 judge() {  # a folder of results, then runs
   to=$1
   shift
@@ -48,3 +57,11 @@ commands 60 runs/epochs60 | xargs -P 2 -L 1 "$python" > runs-output.txt
 grep -vE '^epoch |^reading |features of|L2 strengths' runs-output.txt > $long/output.txt
 judge $long runs/epochs60/*
 "$python" evaluate.py compare $long/{simclr,moco,byol,simsiam}-* --out $long
+
+# Without colour, without crops and without any augmentation: planned before the first was run, and not added to. Commit 009aa69.
+off=results/transfer/without
+mkdir -p $off
+without | xargs -P 2 -L 1 "$python" > runs-output.txt
+grep -vE '^epoch |^reading |features of|L2 strengths' runs-output.txt > $off/output.txt
+judge $off runs/epochs60-without/*
+"$python" evaluate.py compare $long/simclr-*-seed[0-2] $off/simclr-* --by without --measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")" --out $off
