@@ -16,4 +16,3 @@ for pairs in augmented semantic; do
   mkdir -p results/detection/simclr-$pairs
   cp runs/resnet18-$pairs/{config.json,result.json,log.jsonl} results/detection/simclr-$pairs/
 done
-cp runs/resnet18-semantic/detections.png results/detection/
