@@ -301,17 +301,20 @@ def shuffled_by_turns(labels, seed):
 
 
 def a_fifth(labels, seed=0):
-    """(rows to choose on, rows to train on): a random fifth of the rows, balanced over the classes, and the others."""
+    """(rows to choose on, rows to train on): a random fifth of the rows, of each class about a fifth, and the others."""
     order = shuffled_by_turns(labels, seed)
-    return order[: len(order) // 5], order[len(order) // 5 :]
+    y, held = labels[order], torch.zeros(len(order), dtype=torch.bool)
+    # how far a row is through its class; a class of fewer than five comes to a fifth too late, and is trained on whole
+    share = (pairs.rank_in_class(y) + 1) / torch.bincount(y)[y] if y.ndim == 1 else torch.arange(len(y))
+    held[share.argsort(stable=True)[: len(order) // 5]] = True
+    return order[held], order[~held]
 
 
 def split_off_validation(train, val):
-    """(ImageSet of the training and validation images, rows to choose on, rows to train on); val None: see a_fifth."""
+    """(rows to choose on, rows to train on) among the training and then the validation images; val None: see a_fifth."""
     if val is None:
-        return train, *a_fifth(train.labels)
-    both = replace(train, images=torch.cat([train.images, val.images]), labels=torch.cat([train.labels, val.labels]))
-    return both, torch.arange(len(train), len(both)), shuffled_by_turns(train.labels, 0)
+        return a_fifth(train.labels)
+    return torch.arange(len(train), len(train) + len(val)), shuffled_by_turns(train.labels, 0)
 
 
 L2_GRID = [10.0**k for k in range(1, -8, -1)]  # from strong to weak: each fit starts from the one before
@@ -345,22 +348,24 @@ def judge(heads, trained, untrained, train, test, val=None, **options):
     """Results {head: {...}} of the heads "knn", "linear" or "transfer" (the same probe), "finetune" for ImageSets, the
     trained beside the untrained backbone. `options` go to fine_tune."""
     device = next(trained.parameters()).device
-    both, *split = split_off_validation(train, val)
-    y, test_y = both.labels.to(device), test.labels.to(device)
+    split, parts = split_off_validation(train, val), [train] + [val] * (val is not None)
+    y, test_y = torch.cat([s.labels for s in parts]).to(device), test.labels.to(device)
     often = torch.bincount(test_y).max().item() / len(test) if train.metric == "top-1" else 1 / len(train.classes)
     chance = often if y.ndim == 1 else (test_y == 1).float().mean().item()
-    sizes = {"chance": chance, "classes": len(train.classes), "n_train": len(both), "n_test": len(test), "files_crc32": test.files_crc32}
+    sizes = {"chance": chance, "classes": len(train.classes), "n_train": len(y), "n_test": len(test), "files_crc32": test.files_crc32}
     results = {}
     for which, backbone in (("trained", trained), ("untrained", untrained.to(device))):
         if set(heads) - {"finetune"}:
-            x, test_x = (features(backbone, s.images, what=f"{which} features of {s.name}") for s in (both, test))
+            *x, test_x = (features(backbone, s.images, what=f"{which} features of {s.name}") for s in (*parts, test))
+            x = torch.cat(x)
         for head in heads:
             if head == "finetune":
+                both = replace(train, images=torch.cat([s.images for s in parts]), labels=y.cpu()) if val is not None else train
                 found = fine_tune(backbone, both, test, split, **options)
             elif head == "knn":
-                found = {"accuracy": knn(x, y, test_x, test_y), "k": min(200, len(both)), "temperature": 0.1}
+                found = {"accuracy": knn(x, y, test_x, test_y), "k": min(200, len(y)), "temperature": 0.1}
             else:
-                found = linear_probe(x, y, test_x, test_y, len(both.classes), split=split, metric=train.metric)
+                found = linear_probe(x, y, test_x, test_y, len(train.classes), split=split, metric=train.metric)
             if which == "trained":
                 results[head] = found | sizes
             else:
@@ -410,7 +415,8 @@ def fine_tune(backbone, train, test, split=None, fraction=1.0, steps=1000, batch
         raise UserError(f"--batch-size {batch_size}: BatchNorm needs 2 images or more")
     held, kept = split or a_fifth(train.labels, seed)
     order = shuffled_by_turns(train.labels, seed)
-    share = lambda rows: rows[: max(round(fraction * len(rows)), len(train.classes))]
+    in_turns = lambda rows: rows[pairs.by_turns(train.labels[rows])] if train.labels.ndim == 1 else rows
+    share = lambda rows: in_turns(rows)[: max(round(fraction * len(rows)), len(train.classes))]
     judged = lambda model, images, y: score(train.metric, features(model, images, what="classifying").cpu(), y)
     fit = lambda rows, lr: fit_all_layers(backbone, train, share(rows), lr, steps, batch_size, seed, f"fine-tuning {len(share(rows))} images, lr {lr:g}, steps")
     curve = {lr: judged(fit(kept, lr), train.images[held], train.labels[held]) for lr in lrs}
@@ -1236,39 +1242,45 @@ def without_seed(data):
 
 def measures(results):
     """The numbers {(head, data): {"value", "untrained", "chance", "protocol"}} of a result.json, for fine-tuning
-    means over its seeds; for detectors see measures_of_detectors."""
+    means over its seeds; for detectors see measures_of_detectors. Raises UserError if not all seeds were trained alike."""
     found = {}
     for head, by_data in results.items():
         if head == "detect":
             found |= measures_of_detectors(by_data)
             continue
         for data, r in by_data.items():
-            protocol = {key: r[key] for key in PROTOCOL if key in r}
             if head == "invariance":
+                protocol = one_protocol(f"{head} {data}", [r])
                 for factor, v in r["factors"].items():
                     found[f"share of {factor}", data] = {"value": v["share"], "untrained": v["untrained"], "protocol": protocol}
             else:
                 name = without_seed(data)
                 seeds = [other for of, other in by_data.items() if without_seed(of) == name]
+                protocol = one_protocol(f"{head} {name}", seeds)
                 mean = lambda key: float(np.mean([other[key] for other in seeds]))
                 found[head, name] = {"value": mean("accuracy"), "untrained": mean("untrained"), "chance": r["chance"], "protocol": protocol}
     return found
 
 
+def one_protocol(what, results, keys=PROTOCOL):
+    """The keys that say how results were obtained. Raises UserError unless they are equal in all."""
+    protocol, *others = ({key: r[key] for key in keys if key in r} for r in results)
+    for other in others:
+        for key in protocol.keys() | other.keys():
+            if other.get(key) != protocol.get(key):
+                raise UserError(f"{what}: not all were trained alike: {key} is {protocol.get(key)} and {other.get(key)}")
+    return protocol
+
+
 def measures_of_detectors(by_data):
-    """As `measures`: AP50 and AP, means over the detector's seeds; "untrained" are those of --init random. Raises UserError for
-    detectors that were trained with different options."""
+    """As `measures`: AP50 and AP, means over the detector's seeds; "untrained" are those of --init random."""
     found, detectors = {}, {}
     for data, r in by_data.items():
         name = without_seed(data)
         which = "untrained" if "init random" in name else "value"
         detectors.setdefault(name.replace("init random", "init run"), {}).setdefault(which, []).append(r)
     for name, there in detectors.items():
-        protocol, *others = ({key: r[key] for key in (*PROTOCOL, "lr") if key in r} for seeds in there.values() for r in seeds)
-        for other in others:
-            for key in protocol.keys() | other.keys():
-                if other.get(key) != protocol.get(key):
-                    raise UserError(f"detect {name}: not all were trained alike: {key} is {protocol.get(key)} and {other.get(key)}")
+        protocol = one_protocol(f"detect {name}", [r for seeds in there.values() for r in seeds], (*PROTOCOL, "lr"))
         for key in ("ap50", "ap"):
             means = {which: float(np.mean([r[key] for r in seeds])) for which, seeds in there.items()}
             found[f"detect {key.upper()}", name] = means | {"protocol": protocol}

@@ -84,7 +84,7 @@ def constant(values, device):
 
 def send(x, device):
     """Sends a CPU tensor to the device; to a GPU from pinned memory, so that the host need not wait for the copy."""
-    return (x.contiguous().pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+    return x.contiguous().pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def uniform(low, high, shape, generator):
@@ -158,17 +158,18 @@ class Pairs:
         """The shares realised in an epoch's pairs, {name: share, or None where categories are not known}:
 
         semantic_rate: pairs of two different images; false_rate: those among them of two categories; same_class_rate: the
-        chance that an anchor and the second image of any other pair share a category, which is the rate of
-        negatives of the anchor's own class in SimCLR's batch and MoCo's queue (expected: the order is random).
+        chance that an anchor and the second image of any other pair share a category, which is the rate of negatives of
+        the anchor's own class in SimCLR's batch and, nearly, in MoCo's queue (expected: the order is random).
         """
         anchor, partner = self.epoch(epoch)
         semantic = anchor != partner
         rates = {"semantic_rate": semantic.float().mean().item(), "false_rate": None, "same_class_rate": None}
         if len(self.pool.classes) > 1 and self.pool.labels.ndim == 1:
             a, b = self.pool.labels[anchor], self.pool.labels[partner]
-            share = lambda y: torch.bincount(y, minlength=len(self.pool.classes)) / len(y)
+            count = lambda y: torch.bincount(y, minlength=len(self.pool.classes))
+            others = (count(a) * count(b)).sum() - (a == b).sum()  # (anchor, other pair) of one category
             rates |= {"false_rate": (a != b)[semantic].float().mean().item() if semantic.any() else 0.0,
-                      "same_class_rate": (share(a) * share(b)).sum().item()}
+                      "same_class_rate": others.item() / max(len(a) * (len(a) - 1), 1)}
         return rates
 
 
@@ -242,7 +243,7 @@ def streamed(images, index, device):
             now = ahead.result()
             if following is not None:
                 ahead = thread.submit(lambda pair: tuple(map(gather, pair)), following)
-            yield tuple(x.to(device, non_blocking=True) for x in now)
+            yield tuple(x.to(device, non_blocking=pin) for x in now)
 
 
 # ------------------------------------------------------------------------------------- augmentation
@@ -558,7 +559,7 @@ def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=Non
     that cannot be read. Raises UserError with the row of a mistake.
     """
     table, folder = read_rows(file, folder)
-    table, index, category = [row for row in table if row["keep"]][:limit], {}, {}
+    table, index = [row for row in table if row["keep"]][:limit], {}
     if not table:
         raise UserError(f"{file}: no pairs in it")
     for row in table:
@@ -566,12 +567,7 @@ def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=Non
             if not row[column].is_file():
                 raise UserError(f"{file}, line {row['line']}, {column}: no image {row[column]}; paths are relative to {folder}")
             index.setdefault(row[column], len(index))
-    for row in table:  # a row's category is its anchor's; unless given, the anchor's class folder tells
-        category.setdefault(row["image_a"], row["category"] or category_of(row["image_a"], folder))
-    names = set(category.values())
-    for row in table:  # a partner that is never an anchor may be of another category, that of its class folder
-        own = category_of(row["image_b"], folder)
-        category.setdefault(row["image_b"], own if own in names or own and not row["category"] else category[row["image_a"]])
+    category = categories_of(table, folder)
     rows = torch.tensor([[index[row["image_a"]], index[row["image_b"]]] for row in table])
     images, kept = cached(list(index), len(index), image_size, f"reading the images of {Path(file).name}", skip_bad, cache)
     place = torch.full((len(index),), -1).index_copy(0, kept, torch.arange(len(kept)))
@@ -580,6 +576,19 @@ def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=Non
     labels = torch.tensor([classes.index(c) if len(classes) > 1 else 0 for c in map(category.get, index)])
     pool = ImageSet(Path(file).stem, images, labels[kept], classes, files_crc32=crc32_of(folder, [row[c] for row in table for c in ("image_a", "image_b")]))
     return Pairs(pool, {"semantic": "list", "augmented": "augmented"}[arm], seed, rows)
+
+
+def categories_of(table, folder):
+    """{path: category} of the images of a list's rows, "" where neither the list nor a class folder tells."""
+    own, category = functools.cache(lambda path: category_of(path, folder)), {}
+    folders_tell = all(row["category"] in ("", own(row["image_a"])) for row in table)  # else the list has categories of its own
+    for row in table:  # a row's category is its anchor's
+        category.setdefault(row["image_a"], row["category"] or own(row["image_a"]))
+    names = set(category.values())
+    for row in table:  # a partner that is never an anchor may be of another category, that of its class folder
+        a, b = row["image_a"], row["image_b"]
+        category.setdefault(b, own(b) if own(b) in names or own(b) and (folders_tell or not row["category"]) else category[a])
+    return category
 
 
 def read_rows(file, folder=None):
@@ -778,7 +787,8 @@ IMAGES_PER_CLASS = {"caltech101": (30, None), "sun397": (50, 50)}  # train and t
 SCENES = ("scenes", "scenes-held-out", "scenes-shifted")
 NOT_TRAIN = ("test", "val", "valid", "validation")  # folders beside train/
 SPLIT_NAMES = ("train", "training", "testing", *NOT_TRAIN)
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
+# some that Pillow may not read are among them, so that they are told and not passed over
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".avif", ".heic", ".heif", ".jxl")
 
 
 def load_images(data, split="train", image_size=None, limit=None, seed=0, root="data", download=False, skip_bad=False, cache=None):
@@ -1061,7 +1071,9 @@ def fill(folder, names, rows, image_size, what, chunk=64):
     jobs = [(folder, [names[r] for r in rows[i : i + chunk]], rows[i : i + chunk], image_size)
             for i in range(0, len(rows), chunk)]
     progress, reasons, done = Progress(what, len(rows)), [], 0
-    workers = min(os.cpu_count(), len(jobs) // 16)  # starting a process takes as long as decoding a thousand small images
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # those that this process may use
+    # starting a process takes as long as decoding a thousand small images; Windows takes 61 at most
+    workers = min(cpus, 61, len(jobs) // 16)
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with, (os.getpid(),)) if workers > 1 else None
     try:
         for job, bad in zip(jobs, (pool.map if pool else map)(fill_chunk, jobs)):
@@ -1464,7 +1476,7 @@ def category_of(path, folder):
 
 def check(file, folder=None):
     """Checks a pair list: (lines of the report, mistakes). A mistake is a missing or unreadable image, an image
-    paired with itself or with a near-identical one, or, where the folder has classes, a pair of two categories."""
+    paired with itself or with a near-identical one, or, where the list or class folders tell, a pair of two categories."""
     table, folder = read_rows(file, folder)
     rows = [row for row in table if row["keep"]]
     report, mistakes = [f"{file}: {len(table)} rows, {len(rows)} kept"], []
@@ -1479,14 +1491,14 @@ def check(file, folder=None):
         except BadImage as error:
             mistakes.append(f"line {seen[path][0]}: " + (f"{error.reason}: cannot be read" if path.is_file() else f"{path} is missing"))
         progress(done + 1)
-    false, known = [], 0
+    false, known, category = [], 0, categories_of(rows, folder)
     for row in rows:
         a, b = small.get(row["image_a"]), small.get(row["image_b"])
         if row["image_a"] == row["image_b"]:
             mistakes.append(f"line {row['line']}: {row['image_a']} is paired with itself")
         elif a is not None and b is not None and near_identical(a, b):
             mistakes.append(f"line {row['line']}: {row['image_a']} and {row['image_b']} are identical, or nearly")
-        categories = [category_of(row[column], folder) for column in ("image_a", "image_b")]
+        categories = [category[row[column]] for column in ("image_a", "image_b")]
         if all(categories):
             known += 1
             if categories[0] != categories[1]:
@@ -1499,7 +1511,7 @@ def check(file, folder=None):
     often = [path for path, lines in seen.items() if len(lines) > 1]
     most = max((len(lines) for lines in seen.values()), default=0)
     report.append(f"images: {len(seen)}; {len(often)} in more than one row, at most {most} rows")
-    report.append(f"false pairs: {len(false)} of {known} ({len(false) / known:.1%})" if known else "false pairs: not known, the folder has no classes")
+    report.append(f"false pairs: {len(false)} of {known} ({len(false) / known:.1%})" if known else "false pairs: not known, as neither the list nor class folders tell categories")
     return report, mistakes + false
 
 

@@ -234,11 +234,36 @@ def labelled(n, seed, size=16):
 
 def test_a_set_with_validation_images_of_its_own_is_chosen_on_them():
     train, val = labelled(20, 0), labelled(8, 1)
-    both, held, kept = evaluate.split_off_validation(train, val)
-    assert len(both) == 28 and torch.equal(both.images[held], val.images) and sorted(kept.tolist()) == list(range(20))
-    both, held, kept = evaluate.split_off_validation(train, None)
-    assert len(both) == 20 and len(held) == 4 and sorted([*held.tolist(), *kept.tolist()]) == list(range(20))
-    assert both.labels[held].sum() == 2 and both.labels[kept[:6]].sum() == 3  # balanced, and so is every prefix
+    held, kept = evaluate.split_off_validation(train, val)
+    assert held.tolist() == list(range(20, 28)) and sorted(kept.tolist()) == list(range(20))
+    held, kept = evaluate.split_off_validation(train, None)
+    assert len(held) == 4 and sorted([*held.tolist(), *kept.tolist()]) == list(range(20))
+    assert train.labels[held].sum() == 2 and train.labels[kept[:6]].sum() == 3  # balanced, and so is every prefix
+
+
+def test_a_fifth_of_every_class_is_held_out_of_unequal_classes_too():
+    sizes = [100, 4, 40, 1, 10]
+    labels = torch.cat([torch.full((n,), c) for c, n in enumerate(sizes)])
+    held, kept = evaluate.a_fifth(labels)
+    assert sorted([*held.tolist(), *kept.tolist()]) == list(range(155))
+    assert labels[held].bincount(minlength=5).tolist() == [21, 0, 8, 0, 2]  # 31 in all; a class of fewer than five is trained on whole
+    several = torch.ones(20, 3)
+    assert [len(rows) for rows in evaluate.a_fifth(several)] == [4, 16]
+
+
+def test_a_small_share_of_the_labels_has_every_class_in_every_training(monkeypatch):
+    labels = torch.cat([torch.full((n,), c) for c, n in enumerate([60, 5, 3])])
+    train = pairs.ImageSet("d", torch.zeros(68, 3, 16, 16, dtype=torch.uint8), labels, ["a", "b", "c"])
+    backbone, width = evaluate.build_backbone("convnet", 16)
+    seen = []
+
+    def fit(backbone, train, rows, *_):
+        seen.append(rows)
+        return nn.Sequential(backbone, nn.Linear(width, 3))
+
+    monkeypatch.setattr(evaluate, "fit_all_layers", fit)
+    evaluate.fine_tune(backbone, train, train, fraction=0.05, lrs=[0.1, 0.01])
+    assert [sorted(labels[rows].tolist()) for rows in seen] == [[0, 1, 2]] * 3
 
 
 def test_fine_tuning_learns_on_a_share_of_the_labels_and_leaves_the_backbone():

@@ -377,7 +377,7 @@ def test_controls_change_the_share_asked_for_and_nothing_else():
     rates = controlled.rates(3)
     assert rates["semantic_rate"] == pytest.approx((a != p).float().mean().item())
     assert abs(rates["false_rate"] - 0.3) < 0.03 and rates["same_class_rate"] == pytest.approx(1 / 8, abs=0.005)
-    assert source.rates(3) == {"semantic_rate": 1.0, "false_rate": 0.0, "same_class_rate": pytest.approx(1 / 8)}
+    assert source.rates(3) == {"semantic_rate": 1.0, "false_rate": 0.0, "same_class_rate": pytest.approx(499 / 3999)}
     assert pairs.make_pairs("augmented", source.pool, 0).rates(0)["semantic_rate"] == 0
 
 
@@ -392,6 +392,14 @@ def test_the_rate_of_negatives_of_the_anchors_class_is_that_of_simclrs_batches()
             equal = a[:, None] == p[None]
             same, all_ = same + equal.sum() - equal.diagonal().sum(), all_ + 50 * 49
     assert source.rates(0)["same_class_rate"] == pytest.approx(float(same / all_), abs=0.01)
+
+
+def test_a_pair_is_no_negative_of_itself():
+    """Of a list with one pair of each category no negative is of the anchor's own; with two pairs one of the N - 1 others is."""
+    labels = torch.arange(100) // 2
+    listed = pairs.Pairs(pool(labels), "list", 0, rows=torch.arange(100).view(50, 2))
+    assert listed.rates(0)["same_class_rate"] == 0
+    assert pairs.make_pairs("semantic", pool(labels), 0).rates(0)["same_class_rate"] == pytest.approx(1 / 99)
 
 
 # -- images that real folders hold
@@ -631,6 +639,28 @@ def test_check_finds_what_is_wrong(tmp_path):
         assert any(m.startswith(f"line {line}:") and said in m for m in mistakes), (line, mistakes)
     assert len(mistakes) == 5
     assert run_pairs("check", tmp_path / "l.csv", "--data", folder)[0] == 1
+
+
+def test_check_and_training_take_a_lists_own_categories(tmp_path):
+    """Folders may be cameras: then the list's column tells the category, to both."""
+    folder = two_colours(tmp_path / "d")
+    rows = [f"train/red/{i:02d}.png,train/blue/{i:02d}.png,{'cat' if i % 2 else 'dog'}" for i in range(8)]
+    (tmp_path / "l.csv").write_text("\n".join(["image_a,image_b,category", *rows]) + "\n")
+    report, mistakes = pairs.check(tmp_path / "l.csv", folder)
+    assert "false pairs: 0 of 8 (0.0%)" in report and not mistakes
+    source = pairs.read_pair_list(tmp_path / "l.csv", folder)
+    assert source.pool.classes == ["cat", "dog"] and source.rates(0)["false_rate"] == 0
+    (tmp_path / "l.csv").write_text("\n".join(["image_a,image_b,category", *(row.replace("cat", "red").replace("dog", "red") for row in rows)]) + "\n")
+    report, mistakes = pairs.check(tmp_path / "l.csv", folder)  # the folders' names: then partners in blue are false
+    assert "false pairs: 8 of 8 (100.0%)" in report and len(mistakes) == 8
+    assert pairs.read_pair_list(tmp_path / "l.csv", folder).rates(0)["false_rate"] == 1
+
+
+def test_photographs_of_formats_that_pillow_cannot_read_are_told(tmp_path):
+    folder = two_colours(tmp_path / "d")
+    (folder / "train" / "red" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(UserError, match="1 of 25 images cannot be read: .*IMG_1.HEIC"):
+        pairs.load_images(folder, "train")
 
 
 # -- scenes drawn again, shifted, with boxes
