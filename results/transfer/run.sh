@@ -58,7 +58,8 @@ grep -vE '^epoch |^reading |features of|L2 strengths' runs-output.txt > $long/ou
 judge $long runs/epochs60/*
 "$python" evaluate.py compare $long/{simclr,moco,byol,simsiam}-* --out $long
 
-# Without colour, without crops and without any augmentation: planned before the first was run, and not added to. Commit 009aa69.
+# Without colour, without crops and without any augmentation: planned before the first was run, and not added to. Commit 009aa69,
+# which also made seed 0 of the 60 epochs again (again.txt): equal accuracies to the last digit.
 off=results/transfer/without
 mkdir -p $off
 without | xargs -P 2 -L 1 "$python" > runs-output.txt
