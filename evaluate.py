@@ -213,11 +213,16 @@ def autocast(device):
 # -------------------------------------------------------------------------------------------- heads
 
 
+class Diverged(UserError):
+    """Features that are not finite."""
+
+
 @torch.no_grad()
 def features(backbone, images, batch_size=256, what="features"):
     """Features (N, d) float32 of uint8 images (N, 3, S, S), in eval mode, on the backbone's device.
 
-    Raises AssertionError when the pass changed the backbone (a head must not move what it judges).
+    Raises AssertionError when the pass changed the backbone (a head must not move what it judges), Diverged when features
+    are not finite.
     """
     before, was_training = copy.deepcopy(backbone.state_dict()), backbone.training
     device = next(backbone.parameters()).device
@@ -228,8 +233,11 @@ def features(backbone, images, batch_size=256, what="features"):
         out.append(backbone(x).float())
         progress(sum(map(len, out)))
     backbone.train(was_training)
+    h = torch.cat(out)
+    if not h.isfinite().all():
+        raise Diverged(f"{what}: not all are finite, so the backbone has diverged; train it with a lower --lr or a larger --batch-size")
     assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items()), "the backbone moved"
-    return torch.cat(out)
+    return h
 
 
 def knn(train_x, train_y, test_x, test_y, k=200, temperature=0.1):
@@ -304,7 +312,7 @@ def a_fifth(labels, seed=0):
     """(rows to choose on, rows to train on): a random fifth of the rows, of each class about a fifth, and the others."""
     order = shuffled_by_turns(labels, seed)
     y, held = labels[order], torch.zeros(len(order), dtype=torch.bool)
-    # how far a row is through its class; a class of fewer than five comes to a fifth too late, and is trained on whole
+    # how far a row is through its class: of a class of fewer than five none is held out, unless nearly all are so small
     share = (pairs.rank_in_class(y) + 1) / torch.bincount(y)[y] if y.ndim == 1 else torch.arange(len(y))
     held[share.argsort(stable=True)[: len(order) // 5]] = True
     return order[held], order[~held]
@@ -350,9 +358,13 @@ def judge(heads, trained, untrained, train, test, val=None, **options):
     device = next(trained.parameters()).device
     split, parts = split_off_validation(train, val), [train] + [val] * (val is not None)
     y, test_y = torch.cat([s.labels for s in parts]).to(device), test.labels.to(device)
-    often = torch.bincount(test_y).max().item() / len(test) if train.metric == "top-1" else 1 / len(train.classes)
-    chance = often if y.ndim == 1 else (test_y == 1).float().mean().item()
-    sizes = {"chance": chance, "classes": len(train.classes), "n_train": len(y), "n_test": len(test), "files_crc32": test.files_crc32}
+
+    def chance(metric):  # of the largest class named always; of scores at random where an image has several classes
+        if y.ndim > 1:
+            return (test_y == 1).float().mean().item()
+        return torch.bincount(test_y).max().item() / len(test) if metric == "top-1" else 1 / len(train.classes)
+
+    sizes = {"classes": len(train.classes), "n_train": len(y), "n_test": len(test), "files_crc32": test.files_crc32}
     results = {}
     for which, backbone in (("trained", trained), ("untrained", untrained.to(device))):
         if set(heads) - {"finetune"}:
@@ -367,7 +379,7 @@ def judge(heads, trained, untrained, train, test, val=None, **options):
             else:
                 found = linear_probe(x, y, test_x, test_y, len(train.classes), split=split, metric=train.metric)
             if which == "trained":
-                results[head] = found | sizes
+                results[head] = found | {"chance": chance(found.get("metric", "top-1"))} | sizes
             else:
                 results[head]["untrained"] = found["accuracy"]
     return results
@@ -419,7 +431,12 @@ def fine_tune(backbone, train, test, split=None, fraction=1.0, steps=1000, batch
     share = lambda rows: in_turns(rows)[: max(round(fraction * len(rows)), len(train.classes))]
     judged = lambda model, images, y: score(train.metric, features(model, images, what="classifying").cpu(), y)
     fit = lambda rows, lr: fit_all_layers(backbone, train, share(rows), lr, steps, batch_size, seed, f"fine-tuning {len(share(rows))} images, lr {lr:g}, steps")
-    curve = {lr: judged(fit(kept, lr), train.images[held], train.labels[held]) for lr in lrs}
+    curve = {}
+    for lr in lrs:
+        try:
+            curve[lr] = judged(fit(kept, lr), train.images[held], train.labels[held])
+        except Diverged:
+            curve[lr] = 0.0
     lr = max(curve, key=curve.get)
     return {"accuracy": judged(fit(order, lr), test.images, test.labels), "metric": train.metric, "lr": lr, "validation": curve,
             "fraction": fraction, "n_fitted": len(share(order)), "steps": steps, "batch_size": batch_size, "seed": seed}
@@ -735,8 +752,12 @@ def scene_changes(seed, image_size, n=1000):
 
 
 def image_changes(found, view, seed, n=1000):
-    """Images of an ImageSet: (labels, images, {transformation: the same images transformed})."""
-    labels, images = found.labels[:n], found.images[:n]
+    """Images of an ImageSet, the first n of its first n / 20 classes: (labels, images, {transformation: the same images
+    transformed}). Raises UserError for fewer than two classes, or none with two images."""
+    rows = (found.labels < n // 20).nonzero()[:n, 0]
+    labels, images = found.labels[rows], found.images[rows]
+    if len(labels.unique()) < 2 or labels.bincount().max() < 2:
+        raise UserError(f"invariance: {found.name} needs two classes or more, with two test images or more of one; name another --data")
     generator, chunks = pairs.stream("transformations", seed), images.split(128)
     return labels, images, {name: torch.cat([transform_images(chunk, name, view, generator) for chunk in chunks]) for name in TRANSFORMS}
 
@@ -917,6 +938,8 @@ class Run:
 
     def _load(self):
         """Takes everything back from checkpoint.pt, after checking that the run's settings are the same."""
+        if not self.folder.exists():
+            raise UserError(f"--resume: there is no {self.folder} to go on from; name the run's folder with --out, or start without --resume")
         if not (self.folder / "checkpoint.pt").is_file():
             raise UserError(f"--resume: {self.folder} has no checkpoint.pt to go on from: remove the folder and start again")
         old = read_config(self.folder)
@@ -1145,8 +1168,6 @@ def invariance_run(run, device, data=None, root=None, download=False, skip_bad=F
     found, = load_splits(config, data, root, download, skip_bad, ["test"])
     if found.labels.ndim > 1:
         raise UserError(f"invariance: the images of {data} have several classes each; name another --data")
-    if found.labels.bincount().max() < 2 or len(found.labels.unique()) < 2:
-        raise UserError(f"invariance: {data} needs two classes or more, with two test images or more of one; name another --data")
     for name, (labels, images, changes) in (("factors of scenes", scene_changes(config["seed"], size)),
                                             (f"transformations of {found.name}", image_changes(found, views[0], config["seed"]))):
         factors = {f: {"inside": pairs.FACTORS.get(f, f) in inside} for f in changes}
@@ -1256,7 +1277,7 @@ def measures(results):
             else:
                 name = without_seed(data)
                 seeds = [other for of, other in by_data.items() if without_seed(of) == name]
-                protocol = one_protocol(f"{head} {name}", seeds)
+                protocol = one_protocol(f"{head} {name}", seeds) | {"its seeds": sorted(other["seed"] for other in seeds if "seed" in other)}
                 mean = lambda key: float(np.mean([other[key] for other in seeds]))
                 found[head, name] = {"value": mean("accuracy"), "untrained": mean("untrained"), "chance": r["chance"], "protocol": protocol}
     return found
@@ -1283,7 +1304,8 @@ def measures_of_detectors(by_data):
         protocol = one_protocol(f"detect {name}", [r for seeds in there.values() for r in seeds], (*PROTOCOL, "lr"))
         for key in ("ap50", "ap"):
             means = {which: float(np.mean([r[key] for r in seeds])) for which, seeds in there.items()}
-            found[f"detect {key.upper()}", name] = means | {"protocol": protocol}
+            its_seeds = {"its seeds": sorted(r["seed"] for r in there["value"] if "seed" in r)} if "value" in there else {}
+            found[f"detect {key.upper()}", name] = means | {"protocol": protocol | its_seeds}
     return found
 
 

@@ -607,6 +607,10 @@ def read_rows(file, folder=None):
                 kept = (row.get("keep") or "").strip().lower()
                 if kept not in keep:
                     raise UserError(f"{file}, line {reader.line_num}: keep is {kept}; use 1 or 0")
+                if not any(row.values()):  # as spreadsheets leave them at the end
+                    continue
+                if keep[kept] and not (row["image_a"] and row["image_b"]):
+                    raise UserError(f"{file}, line {reader.line_num}: image_a or image_b is empty; fill it, set keep to 0 or remove the row")
                 rows.append({"image_a": folder / (row["image_a"] or ""), "image_b": folder / (row["image_b"] or ""),
                              "category": (row.get("category") or "").strip(), "keep": keep[kept], "line": reader.line_num})
     except (UnicodeDecodeError, csv.Error) as error:
@@ -888,9 +892,15 @@ def by_turns(labels):
 
 
 def find_images(folder):
-    """The image files below a folder, by suffix, in the order of their names; hidden ones, and hidden folders, are left out."""
-    hidden, start = os.sep + ".", len(str(folder))
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and hidden not in str(p)[start:] and p.is_file())
+    """The image files below a folder, by suffix, in the order of their names; hidden ones, and hidden folders, are left out, links
+    to folders are followed, to each once."""
+    found, seen = [], set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        folders[:] = [name for name in folders if name[0] != "." and real not in seen]
+        found += [Path(parent, name) for name in files if name[0] != "." and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and real not in seen]
+        seen.add(real)
+    return sorted(p for p in found if p.is_file())
 
 
 def folders_in(folder):
@@ -931,6 +941,8 @@ def list_folder(folder, split):
         files = find_images(top / name)
         if not has_splits:
             files = [p for i, p in enumerate(files) if (i % 5 == 4) == (split == "test")]
+        if split == "train" and not files:
+            raise UserError(f"{top / name} holds no image, and every folder there is a class; remove it, or move it elsewhere")
         paths += files
         labels += [label] * len(files)
     if not paths:

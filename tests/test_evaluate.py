@@ -251,6 +251,39 @@ def test_a_fifth_of_every_class_is_held_out_of_unequal_classes_too():
     assert [len(rows) for rows in evaluate.a_fifth(several)] == [4, 16]
 
 
+def test_a_backbone_that_diverged_is_told_and_a_learning_rate_that_diverges_is_not_chosen(monkeypatch):
+    torch.manual_seed(0)
+    backbone, width = evaluate.build_backbone("convnet", 16)
+    broken = copy.deepcopy(backbone)
+    with torch.no_grad():
+        broken[0].weight.fill_(math.nan)
+    with pytest.raises(evaluate.Diverged, match="features: not all are finite, so the backbone has diverged"):
+        evaluate.features(broken, labelled(4, 0).images)
+    monkeypatch.setattr(evaluate, "fit_all_layers", lambda backbone, train, rows, lr, *_: nn.Sequential(broken if lr == 0.1 else backbone, nn.Linear(width, 2)))
+    found = evaluate.fine_tune(backbone, labelled(40, 0), labelled(20, 1), lrs=[0.1, 0.01])
+    assert found["lr"] == 0.01 and found["validation"][0.1] == 0
+
+
+def test_chance_is_that_of_the_metric_each_head_has():
+    torch.manual_seed(0)
+    backbone, _ = evaluate.build_backbone("convnet", 16)
+    train, test = labelled(20, 0), labelled(10, 1)
+    test.labels[:6] = 0  # eight of ten are of class 0
+    for metric, chance in (("top-1", 0.8), ("mean per class", 0.5)):
+        train.metric = metric
+        results = evaluate.judge(["knn", "linear"], backbone, copy.deepcopy(backbone), train, test)
+        assert results["knn"]["chance"] == pytest.approx(0.8) and results["linear"]["chance"] == pytest.approx(chance)
+
+
+def test_transformed_images_are_of_few_classes_where_there_are_a_thousand():
+    several = pairs.ImageSet("d", torch.zeros(2400, 3, 8, 8, dtype=torch.uint8), torch.arange(2400) % 800, [str(c) for c in range(800)])
+    labels, images, changes = evaluate.image_changes(several, pairs.Augmentation(), 0)
+    assert labels.bincount().tolist() == [3] * 50 and len(images) == len(changes["flip"]) == 150
+    alone = pairs.replace(several, labels=torch.arange(2400))
+    with pytest.raises(UserError, match="d needs two classes or more, with two test images or more of one"):
+        evaluate.image_changes(alone, pairs.Augmentation(), 0)
+
+
 def test_a_small_share_of_the_labels_has_every_class_in_every_training(monkeypatch):
     labels = torch.cat([torch.full((n,), c) for c, n in enumerate([60, 5, 3])])
     train = pairs.ImageSet("d", torch.zeros(68, 3, 16, 16, dtype=torch.uint8), labels, ["a", "b", "c"])

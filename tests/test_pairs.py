@@ -656,6 +656,28 @@ def test_check_and_training_take_a_lists_own_categories(tmp_path):
     assert pairs.read_pair_list(tmp_path / "l.csv", folder).rates(0)["false_rate"] == 1
 
 
+def test_rows_that_a_spreadsheet_leaves_empty_are_skipped_and_half_rows_told(tmp_path):
+    folder = two_colours(tmp_path / "d")
+    rows = ["image_a,image_b,category,keep", "train/red/00.png,train/red/01.png,red,1", ",,,", "train/red/02.png,,,0"]
+    (tmp_path / "l.csv").write_text("\n".join(rows) + "\n,,,\n")
+    assert len(pairs.read_pair_list(tmp_path / "l.csv", folder)) == 1 and pairs.check(tmp_path / "l.csv", folder)[1] == []
+    (tmp_path / "l.csv").write_text("\n".join(rows[:2]) + "\ntrain/red/02.png,,,\n")
+    with pytest.raises(UserError, match="line 3: image_a or image_b is empty"):
+        pairs.read_rows(tmp_path / "l.csv", folder)
+
+
+def test_links_to_folders_are_followed_once_and_a_folder_without_images_is_no_class(tmp_path):
+    folder = two_colours(tmp_path / "d")
+    more = two_colours(tmp_path / "more")
+    count = len(pairs.find_images(folder / "train" / "red"))
+    (folder / "train" / "red" / "more").symlink_to(more / "train" / "red", target_is_directory=True)
+    (folder / "train" / "red" / "again").symlink_to(folder / "train" / "red", target_is_directory=True)
+    assert len(pairs.find_images(folder / "train" / "red")) == 2 * count
+    (folder / "train" / "__MACOSX").mkdir()
+    with pytest.raises(UserError, match="__MACOSX holds no image, and every folder there is a class; remove it"):
+        pairs.list_folder(folder, "train")
+
+
 def test_photographs_of_formats_that_pillow_cannot_read_are_told(tmp_path):
     folder = two_colours(tmp_path / "d")
     (folder / "train" / "red" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")

@@ -256,6 +256,7 @@ def test_a_mistake_in_an_evaluation_is_one_line_and_loses_nothing(arguments, sai
     (["--without", "sharpen"], "--without sharpen"),
     (["--backbone", "resnet19"], "--backbone resnet19"),
     (["--device", "tpu9"], "--device tpu9"),
+    (["--resume"], "--resume: there is no "),
     (["--device", "meta"], "--device meta: not usable here (Tensor.item() cannot be called on meta tensors); use cpu"),
     (["--limit", "256", "--pairs", "semantic"], "one image only"),
     (["--false-pairs", "1.5"], "--false-pairs: 1.5 is not between 0 and 1"),
