@@ -302,10 +302,14 @@ def logistic_regression(x, y, classes, l2, start=None, max_iter=1000):
     return weights.detach()
 
 
+def in_turns(rows, labels):
+    """The rows (N,) in an order that takes the classes of labels in turn; of labels (.., C) as they are."""
+    return rows if labels.ndim > 1 else rows[pairs.by_turns(labels[rows])]
+
+
 def shuffled_by_turns(labels, seed):
     """A random order of the rows of labels (N,) that takes the classes in turn; of labels (N, C) just a random one."""
-    order = torch.randperm(len(labels), generator=pairs.stream("validation", seed))
-    return order if labels.ndim > 1 else order[pairs.by_turns(labels[order])]
+    return in_turns(torch.randperm(len(labels), generator=pairs.stream("validation", seed)), labels)
 
 
 def a_fifth(labels, seed=0):
@@ -365,14 +369,15 @@ def judge(heads, trained, untrained, train, test, val=None, **options):
         return torch.bincount(test_y).max().item() / len(test) if metric == "top-1" else 1 / len(train.classes)
 
     sizes = {"classes": len(train.classes), "n_train": len(y), "n_test": len(test), "files_crc32": test.files_crc32}
-    results = {}
+    results, both = {}, train
+    if "finetune" in heads and val is not None:
+        both = replace(train, images=torch.cat([s.images for s in parts]), labels=y.cpu())
     for which, backbone in (("trained", trained), ("untrained", untrained.to(device))):
         if set(heads) - {"finetune"}:
             *x, test_x = (features(backbone, s.images, what=f"{which} features of {s.name}") for s in (*parts, test))
             x = torch.cat(x)
         for head in heads:
             if head == "finetune":
-                both = replace(train, images=torch.cat([s.images for s in parts]), labels=y.cpu()) if val is not None else train
                 found = fine_tune(backbone, both, test, split, **options)
             elif head == "knn":
                 found = {"accuracy": knn(x, y, test_x, test_y), "k": min(200, len(y)), "temperature": 0.1}
@@ -426,20 +431,18 @@ def fine_tune(backbone, train, test, split=None, fraction=1.0, steps=1000, batch
     if batch_size < 2:
         raise UserError(f"--batch-size {batch_size}: BatchNorm needs 2 images or more")
     held, kept = split or a_fifth(train.labels, seed)
-    order = shuffled_by_turns(train.labels, seed)
-    in_turns = lambda rows: rows[pairs.by_turns(train.labels[rows])] if train.labels.ndim == 1 else rows
-    share = lambda rows: in_turns(rows)[: max(round(fraction * len(rows)), len(train.classes))]
+    share = lambda rows: in_turns(rows, train.labels)[: max(round(fraction * len(rows)), len(train.classes))]
     judged = lambda model, images, y: score(train.metric, features(model, images, what="classifying").cpu(), y)
-    fit = lambda rows, lr: fit_all_layers(backbone, train, share(rows), lr, steps, batch_size, seed, f"fine-tuning {len(share(rows))} images, lr {lr:g}, steps")
-    curve = {}
+    fit = lambda rows, lr: fit_all_layers(backbone, train, rows, lr, steps, batch_size, seed, f"fine-tuning {len(rows)} images, lr {lr:g}, steps")
+    of_kept, of_all, curve = share(kept), share(shuffled_by_turns(train.labels, seed)), {}
     for lr in lrs:
         try:
-            curve[lr] = judged(fit(kept, lr), train.images[held], train.labels[held])
+            curve[lr] = judged(fit(of_kept, lr), train.images[held], train.labels[held])
         except Diverged:
             curve[lr] = 0.0
     lr = max(curve, key=curve.get)
-    return {"accuracy": judged(fit(order, lr), test.images, test.labels), "metric": train.metric, "lr": lr, "validation": curve,
-            "fraction": fraction, "n_fitted": len(share(order)), "steps": steps, "batch_size": batch_size, "seed": seed}
+    return {"accuracy": judged(fit(of_all, lr), test.images, test.labels), "metric": train.metric, "lr": lr, "validation": curve,
+            "fraction": fraction, "n_fitted": len(of_all), "steps": steps, "batch_size": batch_size, "seed": seed}
 
 
 # ---------------------------------------------------------------------------------------- detection
@@ -1277,7 +1280,7 @@ def measures(results):
             else:
                 name = without_seed(data)
                 seeds = [other for of, other in by_data.items() if without_seed(of) == name]
-                protocol = one_protocol(f"{head} {name}", seeds) | {"its seeds": sorted(other["seed"] for other in seeds if "seed" in other)}
+                protocol = one_protocol(f"{head} {name}", seeds) | seeds_of(seeds)
                 mean = lambda key: float(np.mean([other[key] for other in seeds]))
                 found[head, name] = {"value": mean("accuracy"), "untrained": mean("untrained"), "chance": r["chance"], "protocol": protocol}
     return found
@@ -1293,6 +1296,11 @@ def one_protocol(what, results, keys=PROTOCOL):
     return protocol
 
 
+def seeds_of(results):
+    """The seeds of their own that fine-tunings or detectors have, as a part of the protocol: both arms must have the same."""
+    return {"its seeds": sorted(r["seed"] for r in results if "seed" in r)}
+
+
 def measures_of_detectors(by_data):
     """As `measures`: AP50 and AP, means over the detector's seeds; "untrained" are those of --init random."""
     found, detectors = {}, {}
@@ -1304,8 +1312,7 @@ def measures_of_detectors(by_data):
         protocol = one_protocol(f"detect {name}", [r for seeds in there.values() for r in seeds], (*PROTOCOL, "lr"))
         for key in ("ap50", "ap"):
             means = {which: float(np.mean([r[key] for r in seeds])) for which, seeds in there.items()}
-            its_seeds = {"its seeds": sorted(r["seed"] for r in there["value"] if "seed" in r)} if "value" in there else {}
-            found[f"detect {key.upper()}", name] = means | {"protocol": protocol | its_seeds}
+            found[f"detect {key.upper()}", name] = means | {"protocol": protocol | (seeds_of(there["value"]) if "value" in there else {})}
     return found
 
 

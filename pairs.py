@@ -896,10 +896,12 @@ def find_images(folder):
     to folders are followed, to each once."""
     found, seen = [], set()
     for parent, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        folders[:] = [name for name in folders if name[0] != "." and real not in seen]
-        found += [Path(parent, name) for name in files if name[0] != "." and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and real not in seen]
+        folders[:] = sorted(name for name in folders if name[0] != ".")  # else the disk's order would decide which link is followed
+        if (real := os.path.realpath(parent)) in seen:
+            folders.clear()
+            continue
         seen.add(real)
+        found += [Path(parent, name) for name in files if name[0] != "." and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
     return sorted(p for p in found if p.is_file())
 
 
