@@ -224,7 +224,7 @@ def features(backbone, images, batch_size=256, what="features"):
     Raises AssertionError when the pass changed the backbone (a head must not move what it judges), Diverged when features
     are not finite.
     """
-    before, was_training = copy.deepcopy(backbone.state_dict()), backbone.training
+    before, modes = copy.deepcopy(backbone.state_dict()), {module: module.training for module in backbone.modules()}
     device = next(backbone.parameters()).device
     backbone.eval()  # running statistics of BatchNorm are used, and stay as they are
     out, progress = [], pairs.Progress(what, len(images))
@@ -232,7 +232,8 @@ def features(backbone, images, batch_size=256, what="features"):
         x = pairs.normalize(batch.to(device)).contiguous(memory_format=torch.channels_last)
         out.append(backbone(x).float())
         progress(sum(map(len, out)))
-    backbone.train(was_training)
+    for module, training in modes.items():
+        module.training = training
     h = torch.cat(out)
     if not h.isfinite().all():
         raise Diverged(f"{what}: not all are finite, so the backbone has diverged; train it with a lower --lr or a larger --batch-size")
@@ -250,8 +251,8 @@ def knn(train_x, train_y, test_x, test_y, k=200, temperature=0.1):
     correct, classes = 0, int(train_y.max()) + 1
     for x, y in zip(test_x.split(1024), test_y.split(1024)):
         similarity, index = (x @ train_x.T).topk(min(k, len(train_x)), dim=1)
-        votes = torch.zeros(len(x), classes, device=x.device)
-        votes.scatter_add_(1, train_y[index], torch.exp((similarity - 1) / temperature))
+        votes = x.new_zeros(len(x), classes)  # relative to the nearest one's, so that not all vanish at a low temperature
+        votes.scatter_add_(1, train_y[index], torch.exp((similarity - similarity[:, :1]) / temperature))
         correct += (votes.argmax(1) == y).sum().item()
     return correct / len(test_y)
 
@@ -267,13 +268,16 @@ def classification_loss(logits, y):
 
 def score(metric, logits, y):
     """The metric of logits (N, C): "top-1" (share of y (N,) that is right), "mean per class" (mean over the classes
-    of that share), or "11-point mAP" (mean over the classes of voc_average_precision; y (N, C) of 1, 0, -1)."""
+    of that share), or "11-point mAP" (mean over the classes of voc_average_precision; y (N, C) of 1, 0, -1).
+    Raises ValueError for another metric."""
     if metric == "11-point mAP":
         aps = []
         for scores, truth in zip(logits.T, y.T):
             order = scores[truth >= 0].argsort(descending=True, stable=True)
             aps.append(voc_average_precision((truth[truth >= 0][order] == 1).cpu().numpy(), int((truth == 1).sum())))
         return float(np.nanmean(aps))
+    if metric not in ("top-1", "mean per class"):
+        raise ValueError(f"no metric {metric}")
     right = (logits.argmax(1) == y).float()
     if metric == "mean per class":
         count = torch.bincount(y, minlength=logits.shape[1])
@@ -403,7 +407,7 @@ def fit_all_layers(backbone, train, rows, lr, steps, batch_size, seed, what):
     generator, view = pairs.stream("finetune", seed), pairs.Augmentation(crop=(0.5, 1.0), p_jitter=0, p_gray=0)
     width = features(backbone, train.images[:1]).shape[1]
     torch.manual_seed(seed)
-    model = nn.Sequential(copy.deepcopy(backbone), nn.Linear(width, len(train.classes)).to(device)).train()
+    model = nn.Sequential(copy.deepcopy(backbone), nn.Linear(width, len(train.classes)).to(device)).train().requires_grad_(True)
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, nesterov=True)
     progress = pairs.Progress(what, steps)
     for step in range(steps):
@@ -458,6 +462,7 @@ def build_detector(backbone, classes, kind="c4", size=(800,), rois=512, roi_size
     image's box loss; at test time as many proposals, at least 100. Raises UserError for backbones other than ResNets and convnet.
     """
     vision = torchvision.models.detection
+    backbone.requires_grad_(True)
     anchors = [a * size[-1] / 800 for a in (32, 64, 128, 256, 512)]
     options = {"min_size": tuple(size), "max_size": round(size[-1] * 5 / 3), "box_batch_size_per_image": rois,
                "rpn_post_nms_top_n_train": max(2 * rois, 200), "rpn_post_nms_top_n_test": max(rois, 100)}
@@ -576,10 +581,10 @@ def coco_average_precision(truth, found, classes, max_detections=100):
     result = np.full((classes, len(COCO_THRESHOLDS)), np.nan)
     for c in range(classes):
         scores, hits, ignores, positives = [], [], [], 0
-        for t, f in zip(truth, found):
+        for t, f in zip(truth, found, strict=True):
             t_rows, f_rows = t["labels"] == c, np.flatnonzero(f["labels"] == c)
             f_rows = f_rows[np.argsort(-f["scores"][f_rows], kind="stable")[:max_detections]]
-            crowd = t["difficult"][t_rows]
+            crowd = np.asarray(t["difficult"], bool)[t_rows]
             hit, ignored = coco_match(overlaps(f["boxes"][f_rows].astype(float), t["boxes"][t_rows].astype(float), crowd), crowd)
             scores.append(f["scores"][f_rows]), hits.append(hit), ignores.append(ignored)
             positives += (~crowd).sum()
@@ -617,10 +622,10 @@ def voc_detection_ap(truth, found, classes, threshold=0.5):
     result = []
     for c in range(classes):
         scored, positives = [], 0  # (score, right) of what counts
-        for t, f in zip(truth, found):
+        for t, f in zip(truth, found, strict=True):
             t_rows, f_rows = t["labels"] == c, np.flatnonzero(f["labels"] == c)
             f_rows = f_rows[np.argsort(-f["scores"][f_rows], kind="stable")]
-            difficult, iou = t["difficult"][t_rows], overlaps(f["boxes"][f_rows].astype(float), t["boxes"][t_rows].astype(float))
+            difficult, iou = np.asarray(t["difficult"], bool)[t_rows], overlaps(f["boxes"][f_rows].astype(float), t["boxes"][t_rows].astype(float))
             positives += (~difficult).sum()
             taken = set()
             for row, s in zip(iou, f["scores"][f_rows]):
@@ -714,11 +719,13 @@ def variance_of_category(h, labels):
     """The variance of features h (N, d) that the category accounts for, summed over features: between classes.
 
     The unbiased estimate of one-way analysis of variance with n images a class: variance of the class means
-    - variance within classes / n; not below 0.
+    - variance within classes / n; not below 0. Classes with one image are left out. Raises ValueError if fewer than two are left.
     """
-    classes = [h[labels == c] for c in labels.unique()]
+    classes = [h[labels == c] for c, n in zip(*labels.unique(return_counts=True)) if n > 1]
+    if len(classes) < 2:
+        raise ValueError("the variance between classes needs two classes with two images or more")
     means = torch.stack([rows.mean(0) for rows in classes])
-    within = torch.stack([rows.var(0) / len(rows) for rows in classes if len(rows) > 1]).mean(0)
+    within = torch.stack([rows.var(0) / len(rows) for rows in classes]).mean(0)
     return (means.var(0) - within).sum().clamp(min=0).item()
 
 
@@ -735,10 +742,12 @@ def share_of_factor(h, changed, labels):
 
     0: the features ignore the factor; 0.5: it moves them as much as the category does; 1: the category does
     not move them. `changed` (N, d) are the features of the same images after a change of the factor alone, V as in
-    variance_of_factor and variance_of_category. Features are standardised first, so that none dominates.
+    variance_of_factor and variance_of_category. Features are standardised first, so that none dominates; those that are
+    (nearly) constant in h are left out.
     """
     std = h.std(0)
-    h, changed = (v[:, std > 1e-6] / std[std > 1e-6] for v in (h, changed))
+    varies = std > 1e-3 * std.max()
+    h, changed = (v[:, varies] / std[varies] for v in (h, changed))
     factor, category = variance_of_factor(h, changed), variance_of_category(h, labels)
     return factor / (factor + category) if factor + category > 0 else float("nan")
 
@@ -756,11 +765,11 @@ def scene_changes(seed, image_size, n=1000):
 
 def image_changes(found, view, seed, n=1000):
     """Images of an ImageSet, the first n of its first n / 20 classes: (labels, images, {transformation: the same images
-    transformed}). Raises UserError for fewer than two classes, or none with two images."""
+    transformed}). Raises UserError for fewer than two classes with two images."""
     rows = (found.labels < n // 20).nonzero()[:n, 0]
     labels, images = found.labels[rows], found.images[rows]
-    if len(labels.unique()) < 2 or labels.bincount().max() < 2:
-        raise UserError(f"invariance: {found.name} needs two classes or more, with two test images or more of one; name another --data")
+    if (labels.bincount() > 1).sum() < 2:
+        raise UserError(f"invariance: {found.name} needs two classes or more with two test images or more; name another --data")
     generator, chunks = pairs.stream("transformations", seed), images.split(128)
     return labels, images, {name: torch.cat([transform_images(chunk, name, view, generator) for chunk in chunks]) for name in TRANSFORMS}
 
@@ -955,6 +964,8 @@ class Run:
             raise UserError(f"{self.folder / 'checkpoint.pt'} is damaged; copy it anew, or remove the folder and start again") from None
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:  # the checkpoint may be of another device
+            group["fused"] = self.device.type == "cuda"
         self.epoch, self.step = state["epoch"], state["step"]
         torch.set_rng_state(state["rng"])
         if self.device.type == "cuda" and state["cuda_rng"] is not None:
@@ -974,10 +985,11 @@ class Run:
         self.step, self.losses = self.step + 1, self.losses + loss.detach()
         if not self.first:
             return
-        now, steps = time.time(), self.step - self.printed_step
-        if now - self.printed < 2 and self.step % max(1, self.total // self.epochs):
+        steps = self.step - self.printed_step
+        if time.time() - self.printed < 2 and self.step % max(1, self.total // self.epochs):
             return
         value = (self.losses / steps).item()
+        now = time.time()  # after the wait, so that the rate is the device's
         if not math.isfinite(value):
             raise UserError(f"the loss is {value} at step {self.step} (epoch {epoch + 1}): try a lower --lr; "
                             f"{self.folder / 'checkpoint.pt'} holds the end of epoch {self.epoch}")

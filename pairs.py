@@ -34,6 +34,7 @@ import shutil
 import sys
 import threading
 import time
+import warnings
 import zlib
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -78,8 +79,9 @@ def rank_and_world():
 
 @functools.cache
 def constant(values, device):
-    """A small tensor, made once for each device: sending it at every step would make the host wait for a GPU."""
-    return torch.tensor(values, device=device)
+    """A small float32 tensor, made once for each device: sending it at every step would make the host wait for a GPU."""
+    with torch.inference_mode(False):  # it is kept for later calls, outside of that mode too
+        return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def send(x, device):
@@ -223,8 +225,9 @@ def batches(pairs, epoch, batch_size, view1, view2, device, images=None):
             yield augment(a, view1, generator), augment(b, view2, generator)
 
 
-def place(images, device, share=0.6):
-    """Images on the device, or left where they are (mapped from disk) if they need more than `share` of a GPU's free memory."""
+def place(images, device, share=0.3):
+    """Images on the device, or left where they are (mapped from disk) if they need more than `share` of a GPU's free memory:
+    training takes the rest."""
     device = torch.device(device)
     if device.type == "cuda" and images.nbytes > share * torch.cuda.mem_get_info(device)[0]:
         print(f"{images.nbytes / 1e9:.1f} GB of images do not fit on {device}: streamed from disk", flush=True)
@@ -312,11 +315,12 @@ def augment(images, view, generator, at_once=256 * 3 * 32**2):
     Every parameter is drawn for each image by itself; the distribution is that of torchvision's
     RandomResizedCrop, RandomHorizontalFlip, ColorJitter, RandomGrayscale, GaussianBlur, RandomSolarize
     applied image by image, at the speed of a few operations on the whole batch (on a CPU on parts of it, of
-    `at_once` numbers but at least 8 images, which suit its cache better). Raises ValueError for images that are not square.
+    `at_once` numbers but at least 8 images, which suit its cache better). Raises ValueError for images that are not uint8
+    and square.
     """
     n, size = len(images), images.shape[-1]
-    if images.shape[-2] != size:
-        raise ValueError(f"augment takes square images, not {tuple(images.shape)}")
+    if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
+        raise ValueError(f"augment takes square RGB images, uint8 (N, 3, S, S), not {images.dtype} {tuple(images.shape)}")
     draws, out = draw(view, n, size, generator), torch.empty_like(images, dtype=torch.float32)
     part = max(8, at_once // (3 * size**2)) if images.device.type == "cpu" else n
     for rows in (slice(i, i + part) for i in range(0, n, part)):
@@ -343,7 +347,7 @@ def on_some(x, chosen, transform, *draws):
     if not len(rows):
         return x
     there = send(rows, x.device)
-    return x.index_copy_(0, there, transform(x.index_select(0, there), *(drawn[rows] for drawn in draws)))
+    return x.index_copy_(0, there, transform(x.index_select(0, there), *(drawn[rows] for drawn in draws)).to(x.dtype))
 
 
 def random_boxes(n, size, area, generator, ratio=(3 / 4, 4 / 3), tries=10):
@@ -883,7 +887,7 @@ def rank_in_class(labels):
     order = torch.argsort(labels, stable=True)
     counts = torch.bincount(labels)
     start = (counts.cumsum(0) - counts)[labels[order]]  # of each row's class in `order`
-    return torch.empty_like(labels).scatter_(0, order, torch.arange(len(labels)) - start)
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(labels)) - start)
 
 
 def by_turns(labels):
@@ -1069,7 +1073,10 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
         reasons = fill(folder, names, missing, image_size, what)
     if reasons and (not skip_bad or len(reasons) == first):
         raise UserError(list_bad(reasons, first))
-    images = torch.from_numpy(np.memmap(folder / "images.bin", np.uint8, "c", shape=(n, 3, image_size, image_size)))[:first]
+    try:
+        images = mapped(folder / "images.bin", (n, 3, image_size, image_size), must_write=bool(reasons))[:first]
+    except OSError as error:
+        raise UserError(f"--skip-bad: {n:,} images of {image_size} px do not fit in memory ({error}); {list_bad(reasons, first)}") from None
     good = torch.from_numpy(done[:first] == 1)
     kept = torch.arange(int(good.sum()))
     if reasons:  # the last good images fill the gaps, in memory of this process: the others need not be copied
@@ -1078,6 +1085,20 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
         kept[gaps] = len(kept) + good[len(kept) :].nonzero()[:, 0]
         images[gaps] = images[kept[gaps]]
     return images[: len(kept)], kept
+
+
+def mapped(file, shape, must_write=False):
+    """A file of uint8 numbers as a tensor of that shape, read from the disk where it is used. What is written to it stays in
+    memory. Of a file larger than the memory Linux allows no such copy: then it must not be written to (must_write: OSError)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        try:
+            array = np.memmap(file, np.uint8, "c", shape=shape)
+        except OSError:
+            if must_write:
+                raise
+            array = np.memmap(file, np.uint8, "r", shape=shape)
+        return torch.from_numpy(array)
 
 
 def fill(folder, names, rows, image_size, what, chunk=64):

@@ -94,7 +94,7 @@ def write_array(file, n, size):
     with open(file, "wb") as out:
         for _ in range(n // 64):
             out.write(block)
-    return torch.from_numpy(np.memmap(file, np.uint8, "c", shape=(n, 3, size, size)))
+    return pairs.mapped(file, (n, 3, size, size))
 
 
 def drop(file):
@@ -129,7 +129,7 @@ def bench_stream(scratch, gigabytes):
                     if where == "disk":
                         images = None  # mapped pages cannot be dropped
                         drop(file)
-                        images = torch.from_numpy(np.memmap(file, np.uint8, "c", shape=(n, 3, size, size)))
+                        images = pairs.mapped(file, (n, 3, size, size))
                     before = time.perf_counter()
                     call()
                     times[name].append(time.perf_counter() - before)
@@ -144,9 +144,9 @@ def bench_memory(scratch, gigabytes):
     for factor in (1, 4):
         n, file = int(factor * gigabytes / 4 * 1e9 / (3 * 256**2)) // 64 * 64, scratch / "memory.bin"
         write_array(file, n, 256)
-        code = ("import sys, torch, numpy as np, pairs\n"
+        code = ("import sys, torch, pairs\n"
                 "anon = lambda: next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('RssAnon'))\n"
-                "images = torch.from_numpy(np.memmap(sys.argv[1], np.uint8, 'c', shape=(int(sys.argv[2]), 3, 256, 256)))\n"
+                "images = pairs.mapped(sys.argv[1], (int(sys.argv[2]), 3, 256, 256))\n"
                 "before, peak = anon(), 0\n"
                 "rows = torch.randperm(len(images)).split(128)\n"
                 "for _ in pairs.streamed(images, list(zip(rows[::2], rows[1::2])), 'cpu'):\n"

@@ -280,7 +280,7 @@ def test_transformed_images_are_of_few_classes_where_there_are_a_thousand():
     labels, images, changes = evaluate.image_changes(several, pairs.Augmentation(), 0)
     assert labels.bincount().tolist() == [3] * 50 and len(images) == len(changes["flip"]) == 150
     alone = pairs.replace(several, labels=torch.arange(2400))
-    with pytest.raises(UserError, match="d needs two classes or more, with two test images or more of one"):
+    with pytest.raises(UserError, match="d needs two classes or more with two test images or more"):
         evaluate.image_changes(alone, pairs.Augmentation(), 0)
 
 
@@ -542,5 +542,5 @@ def test_invariance_to_images_of_several_classes_is_refused_before_anything_is_c
     with pytest.raises(UserError, match="the images of voc2007 have several classes each"):
         evaluate.invariance_run("run", torch.device("cpu"), "voc2007")
     several.labels = torch.arange(4)
-    with pytest.raises(UserError, match="needs two classes or more, with two test images"):
+    with pytest.raises(UserError, match="needs two classes or more with two test images"):
         evaluate.invariance_run("run", torch.device("cpu"), "voc2007")

@@ -495,6 +495,18 @@ def test_the_cache_holds_what_decoding_gives_and_decodes_once(tmp_path, monkeypa
     assert torch.equal(pairs.cached(files, 40, 16, "", cache=tmp_path / "cache")[0], expected)
 
 
+def test_an_array_larger_than_the_memory_is_mapped(tmp_path):
+    """Linux refuses a writable copy of one, even if nothing is ever written."""
+    size = 4 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 36
+    try:
+        with open(tmp_path / "images.bin", "wb") as file:
+            file.truncate(size)
+    except OSError:
+        pytest.skip("the file system has no files of that size")
+    images = pairs.mapped(tmp_path / "images.bin", (size // 3072, 3, 32, 32))
+    assert not images[[0, -1]].any()
+
+
 def test_a_changed_source_is_decoded_anew(tmp_path, capsys):
     files = noisy(tmp_path / "d", 5)
     pairs.cached(files, 5, 16, "", cache=tmp_path / "cache")
