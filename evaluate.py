@@ -71,11 +71,11 @@ class ConvNet(nn.Sequential):
     a ReLU share; without it MoCo, BYOL and SimSiam needed far longer to find what a semantic pair shares.
     """
 
-    def __init__(self, widths=(32, 64, 128, 256), strides=(2, 2, 1, 2)):
+    def __init__(self):
         layers = []
-        for before, width, stride in zip((3, *widths), widths, strides):
-            layers += [nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-        super().__init__(*layers, MeanOverPositions(), nn.Flatten(), nn.BatchNorm1d(widths[-1]))
+        for channels, width, stride in (3, 32, 2), (32, 64, 2), (64, 128, 1), (128, 256, 2):
+            layers += [nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        super().__init__(*layers, MeanOverPositions(), nn.Flatten(), nn.BatchNorm1d(256))
 
 
 def build_backbone(name, image_size, zero_init_residual=False, verbose=False):
@@ -163,7 +163,7 @@ def load_weights(backbone, file):
     backbone.load_state_dict({key: state[key] for key in wanted})
 
 
-def adopt(file, name, image_size=224, seed=0, out=None):
+def adopt(file, name, image_size=224, out=None):
     """Makes a run folder of a bare file of weights, so that every evaluation takes it, and returns the folder.
 
     Raises UserError for weights that do not fit and for a folder that holds another backbone.
@@ -173,10 +173,9 @@ def adopt(file, name, image_size=224, seed=0, out=None):
         raise UserError(f"--backbone-file {file}: no such file")
     folder = Path(out or f"runs/{name}-{file.stem}")
     config = {"method": None, "pairs": None, "data": None, "limit": None, "root": "data", "backbone": name, "image_size": image_size,
-              "seed": seed, "processes": 1, "backbone_file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+              "seed": 0, "processes": 1, "backbone_file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     if folder.exists() and read_config(folder) != config:
         raise UserError(f"{folder} exists and is of another backbone or option; --out DIR writes elsewhere")
-    torch.manual_seed(seed)
     backbone, _ = build_backbone(name, image_size, verbose=True)
     load_weights(backbone, file)
     folder.mkdir(parents=True, exist_ok=True)
@@ -306,14 +305,10 @@ def logistic_regression(x, y, classes, l2, start=None, max_iter=1000):
     return weights.detach()
 
 
-def in_turns(rows, labels):
-    """The rows (N,) in an order that takes the classes of labels in turn; of labels (.., C) as they are."""
-    return rows if labels.ndim > 1 else rows[pairs.by_turns(labels[rows])]
-
-
 def shuffled_by_turns(labels, seed):
     """A random order of the rows of labels (N,) that takes the classes in turn; of labels (N, C) just a random one."""
-    return in_turns(torch.randperm(len(labels), generator=pairs.stream("validation", seed)), labels)
+    order = torch.randperm(len(labels), generator=pairs.stream("validation", seed))
+    return order[pairs.by_turns(labels[order])]
 
 
 def a_fifth(labels, seed=0):
@@ -435,7 +430,7 @@ def fine_tune(backbone, train, test, split=None, fraction=1.0, steps=1000, batch
     if batch_size < 2:
         raise UserError(f"--batch-size {batch_size}: BatchNorm needs 2 images or more")
     held, kept = split or a_fifth(train.labels, seed)
-    share = lambda rows: in_turns(rows, train.labels)[: max(round(fraction * len(rows)), len(train.classes))]
+    share = lambda rows: rows[pairs.by_turns(train.labels[rows])][: max(round(fraction * len(rows)), len(train.classes))]
     judged = lambda model, images, y: score(train.metric, features(model, images, what="classifying").cpu(), y)
     fit = lambda rows, lr: fit_all_layers(backbone, train, rows, lr, steps, batch_size, seed, f"fine-tuning {len(rows)} images, lr {lr:g}, steps")
     of_kept, of_all, curve = share(kept), share(shuffled_by_turns(train.labels, seed)), {}
@@ -471,12 +466,12 @@ def build_detector(backbone, classes, kind="c4", size=(800,), rois=512, roi_size
         raise UserError(f"detection with {kind} takes torchvision's ResNets" + (" and convnet" if kind == "c4" else "; convnet has c4 only"))
     if kind == "fpn":
         stages = {f"layer{i}": str(i - 1) for i in (1, 2, 3, 4)}
-        body = vision.backbone_utils.BackboneWithFPN(backbone, stages, stage_widths(backbone), 256)
+        body = vision.backbone_utils.BackboneWithFPN(backbone, stages, [backbone.inplanes // k for k in (8, 4, 2, 1)], 256)
         generator = vision.anchor_utils.AnchorGenerator(tuple((a,) for a in anchors), ((0.5, 1.0, 2.0),) * 5)
         return vision.FasterRCNN(body, classes + 1, rpn_anchor_generator=generator, **options)
     if is_resnet:
         body = nn.Sequential(*[getattr(backbone, k) for k in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")])
-        *_, body.out_channels, width = stage_widths(backbone)
+        body.out_channels, width = backbone.inplanes // 2, backbone.inplanes  # of layer3 and of layer4
         head = nn.Sequential(backbone.layer4, nn.BatchNorm2d(width), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     else:  # the convnet's last convolution; its own last BatchNorm is the extra one
         layers, width = list(backbone), 256
@@ -486,12 +481,6 @@ def build_detector(backbone, classes, kind="c4", size=(800,), rois=512, roi_size
         body, rpn_anchor_generator=vision.anchor_utils.AnchorGenerator((tuple(anchors),), ((0.5, 1.0, 2.0),)),
         box_roi_pool=torchvision.ops.MultiScaleRoIAlign(["0"], roi_size, 2), box_head=head,
         box_predictor=vision.faster_rcnn.FastRCNNPredictor(width, classes + 1), **options)
-
-
-def stage_widths(resnet):
-    """Channels of the four stages of a ResNet."""
-    return [[m for m in stage.modules() if isinstance(m, nn.BatchNorm2d)][-1].num_features
-            for stage in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4)]
 
 
 def train_detector(model, data, steps, batch_size, lr, seed):
@@ -551,16 +540,16 @@ def overlaps(a, b, crowd=None):
 COCO_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
 
-def coco_match(iou, crowd, thresholds=COCO_THRESHOLDS):
+def coco_match(iou, crowd):
     """COCO's greedy matching of one image and class: (hit, ignored), each bool (thresholds, D).
 
     iou (D, G), detections by falling score. Each takes the free true box of highest IoU, if that reaches
     the threshold; a true box is taken once. A detection that only a crowd covers is ignored: neither right nor wrong.
     """
-    hit, ignored = np.zeros((2, len(thresholds), len(iou)), bool)
+    hit, ignored = np.zeros((2, len(COCO_THRESHOLDS), len(iou)), bool)
     if not iou.shape[1]:
         return hit, ignored
-    free, levels = np.ones((len(thresholds), iou.shape[1]), bool), np.minimum(thresholds, 1 - 1e-10)
+    free, levels = np.ones((len(COCO_THRESHOLDS), iou.shape[1]), bool), np.minimum(COCO_THRESHOLDS, 1 - 1e-10)
     for d, row in enumerate(iou):
         possible = np.where(free & ~crowd, row, -1)
         best = possible.shape[1] - 1 - possible[:, ::-1].argmax(1)  # the last of equals, as pycocotools
@@ -1143,7 +1132,7 @@ def evaluate_run(run, heads, data_names, device, root=None, download=False, skip
     return results
 
 
-def detect_run(run, data, device, init="run", kind="c4", size=(800,), steps=24000, batch_size=16, lr=0.02, rois=512, roi_size=14, seed=0):
+def detect_run(run, data, device, init, kind, size, steps, batch_size, lr, rois, roi_size, seed):
     """Trains and tests a detector on a run's backbone (init "run") or a new one (init "random"): (name, result).
 
     The result is added to result.json; the run folder gets detections.png, or detections-random.png.
@@ -1250,7 +1239,7 @@ ARM_COLORS = {"untrained": "0.6", "augmented": "tab:orange", "semantic": "tab:bl
 
 
 def arm_of(config):
-    """"augmented" or "semantic" (a curated list counts as semantic, unless its matched baseline was asked for)."""
+    """"augmented" or "semantic" (a curated list counts as semantic, unless its matched baseline was asked for); "any" without pairs."""
     if config["pairs"] in ("augmented", "semantic", None):
         return config["pairs"] or "any"
     return config["arm"]
@@ -1283,18 +1272,17 @@ def measures(results):
     for head, by_data in results.items():
         if head == "detect":
             found |= measures_of_detectors(by_data)
-            continue
-        for data, r in by_data.items():
-            if head == "invariance":
+        elif head == "invariance":
+            for data, r in by_data.items():
                 protocol = one_protocol(f"{head} {data}", [r])
                 for factor, v in r["factors"].items():
                     found[f"share of {factor}", data] = {"value": v["share"], "untrained": v["untrained"], "protocol": protocol}
-            else:
-                name = without_seed(data)
-                seeds = [other for of, other in by_data.items() if without_seed(of) == name]
+        else:
+            for name in dict.fromkeys(map(without_seed, by_data)):
+                seeds = [r for data, r in by_data.items() if without_seed(data) == name]
                 protocol = one_protocol(f"{head} {name}", seeds) | seeds_of(seeds)
-                mean = lambda key: float(np.mean([other[key] for other in seeds]))
-                found[head, name] = {"value": mean("accuracy"), "untrained": mean("untrained"), "chance": r["chance"], "protocol": protocol}
+                mean = lambda key: float(np.mean([r[key] for r in seeds]))
+                found[head, name] = {"value": mean("accuracy"), "untrained": mean("untrained"), "chance": seeds[-1]["chance"], "protocol": protocol}
     return found
 
 
@@ -1339,10 +1327,10 @@ def student_t(df, level=0.95):
     return math.sqrt(df) * math.tan(np.interp(level, area / area[-1], a))
 
 
-def interval(differences, level=0.95):
-    """(mean, low, high) of paired differences: Student's t interval; low and high are nan for fewer than two."""
+def interval(differences):
+    """(mean, low, high) of paired differences: Student's t interval of 95 %; low and high are nan for fewer than two."""
     mean, n = float(np.mean(differences)), len(differences)
-    half = student_t(n - 1, level) * float(np.std(differences, ddof=1)) / math.sqrt(n) if n > 1 else float("nan")
+    half = student_t(n - 1) * float(np.std(differences, ddof=1)) / math.sqrt(n) if n > 1 else float("nan")
     return mean, mean - half, mean + half
 
 
@@ -1432,7 +1420,7 @@ def write_comparison(rows, folder):
             difference = each = ""
             if row["difference"]:
                 mean, low, high = row["difference"]
-                difference = f"{mean:+.3f}" + (f" [{low:+.3f}, {high:+.3f}]" if low == low else "")
+                difference = f"{mean:+.3f}" + (f" [{low:+.3f}, {high:+.3f}]" if not math.isnan(low) else "")
                 each = ", ".join(f"{row['semantic'][k] - row['augmented'][k]:+.3f}" for k in row["seeds"])
             cells = [mean_and_deviation(row.get(arm, {})) for arm in arms]
             lines.append(f"| {' | '.join([row['method'], row['data'], row['measure'], *cells, difference, each])} |")

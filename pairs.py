@@ -56,7 +56,6 @@ except ImportError:  # Windows
     fcntl = None
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-LUMA = (0.2989, 0.587, 0.114)  # weights of red, green and blue in the brightness (ITU-R 601-2)
 
 
 class UserError(Exception):
@@ -175,6 +174,25 @@ class Pairs:
         return rates
 
 
+def sorted_by_class(labels):
+    """The images (N,) sorted by class; and for each image how many its class has, and where the class starts in that order."""
+    counts = torch.bincount(labels)
+    return torch.argsort(labels, stable=True), counts[labels], (counts.cumsum(0) - counts)[labels]
+
+
+def rank_in_class(labels):
+    """For each image (N,) how many images of its class come before it."""
+    by_class, _, start = sorted_by_class(labels)
+    return by_class.argsort() - start
+
+
+def by_turns(labels):
+    """An order of the images that takes the classes in turn: first of each class, second of each, ...; labels (N, C): as they are."""
+    if labels.ndim > 1:
+        return torch.arange(len(labels))
+    return torch.argsort(rank_in_class(labels) * (int(labels.max()) + 1) + labels, stable=True)
+
+
 def semantic_partners(labels, generator):
     """For each image (N,) another one of its class, uniform over the n_c - 1 others.
 
@@ -182,13 +200,11 @@ def semantic_partners(labels, generator):
     place, hits every other place equally often and the anchor never. No rejection sampling. Raises ValueError for a
     class with one image.
     """
-    by_class, place = torch.argsort(labels, stable=True), rank_in_class(labels)
-    counts = torch.bincount(labels)
-    if (counts == 1).any():
+    by_class, n_c, start = sorted_by_class(labels)
+    if (n_c == 1).any():
         raise ValueError("a class with one image has no partner for it")
-    start = (counts.cumsum(0) - counts)[labels]
-    u = (torch.rand(len(labels), generator=generator, dtype=torch.float64) * (counts[labels] - 1)).long()
-    return by_class[start + u + (u >= place)]
+    u = (torch.rand(len(labels), generator=generator, dtype=torch.float64) * (n_c - 1)).long()
+    return by_class[start + u + (u >= rank_in_class(labels))]
 
 
 def false_partners(labels, generator):
@@ -196,10 +212,9 @@ def false_partners(labels, generator):
 
     As semantic_partners: a draw among the N - n_c places outside the class's row is moved past that row.
     """
-    by_class, counts = torch.argsort(labels, stable=True), torch.bincount(labels)
-    own, start = counts[labels], (counts.cumsum(0) - counts)[labels]
-    u = (torch.rand(len(labels), generator=generator, dtype=torch.float64) * (len(labels) - own)).long()
-    return by_class[u + own * (u >= start)] if len(counts) > 1 else torch.arange(len(labels))
+    by_class, n_c, start = sorted_by_class(labels)
+    u = (torch.rand(len(labels), generator=generator, dtype=torch.float64) * (len(labels) - n_c)).long()
+    return by_class[u + n_c * (u >= start)] if (n_c < len(labels)).any() else torch.arange(len(labels))
 
 
 def batches(pairs, epoch, batch_size, view1, view2, device, images=None):
@@ -239,13 +254,11 @@ def streamed(images, index, device):
     """Yields (images[a], images[b]) on the device for each (a, b) of index; a thread gathers the next ones meanwhile, for a
     GPU into pinned memory, so that the host need not wait for the copy."""
     pin = torch.device(device).type == "cuda"
-    gather = lambda rows: images[rows].pin_memory() if pin else images[rows]
+    gather = lambda pair: [images[rows].pin_memory() if pin else images[rows] for rows in pair]
     with ThreadPoolExecutor(1) as thread:
-        ahead = thread.submit(lambda pair: tuple(map(gather, pair)), index[0])
-        for following in [*index[1:], None]:
-            now = ahead.result()
-            if following is not None:
-                ahead = thread.submit(lambda pair: tuple(map(gather, pair)), following)
+        ahead = thread.submit(gather, index[0])
+        for following in [*index[1:], ()]:  # after the last there is nothing to gather
+            now, ahead = ahead.result(), thread.submit(gather, following)
             yield tuple(x.to(device, non_blocking=pin) for x in now)
 
 
@@ -350,16 +363,15 @@ def on_some(x, chosen, transform, *draws):
     return x.index_copy_(0, there, transform(x.index_select(0, there), *(drawn[rows] for drawn in draws)).to(x.dtype))
 
 
-def random_boxes(n, size, area, generator, ratio=(3 / 4, 4 / 3), tries=10):
+def random_boxes(n, size, area, generator):
     """The boxes of RandomResizedCrop: float (n, 4), whole pixels top, left, height, width, in images of side `size`.
 
     As torchvision: the first of ten draws of area (a share of the image's) and log-uniform aspect ratio that
     fits, else the whole image. area None switches the crop off.
     """
-    area = area or (1, 1)
-    ratio = ratio if area != (1, 1) else (1, 1)
-    target = uniform(*area, (n, tries), generator) * size**2
-    aspect = torch.exp(uniform(math.log(ratio[0]), math.log(ratio[1]), (n, tries), generator))
+    area, ratio = ((1, 1), (1, 1)) if area in (None, (1, 1)) else (area, (3 / 4, 4 / 3))
+    target = uniform(*area, (n, 10), generator) * size**2
+    aspect = torch.exp(uniform(*map(math.log, ratio), (n, 10), generator))
     width, height = torch.sqrt(target * aspect).round(), torch.sqrt(target / aspect).round()
     fits = (width > 0) & (width <= size) & (height > 0) & (height <= size)
     first = fits.float().argmax(1, keepdim=True)
@@ -425,7 +437,7 @@ def color_jitter(x, chosen, factors, order):
 def luma(x):
     """Brightness (N, 1, H, W) of RGB images, ITU-R 601-2 as in torchvision and PIL."""
     r, g, b = x.split(1, 1)
-    return (LUMA[0] * r).add_(g, alpha=LUMA[1]).add_(b, alpha=LUMA[2])
+    return (0.2989 * r).add_(g, alpha=0.587).add_(b, alpha=0.114)
 
 
 def shift_hue(x, shift):
@@ -579,7 +591,7 @@ def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=Non
     classes = sorted(set(category.values())) if all(category.values()) else [Path(file).stem]
     labels = torch.tensor([classes.index(c) if len(classes) > 1 else 0 for c in map(category.get, index)])
     pool = ImageSet(Path(file).stem, images, labels[kept], classes, files_crc32=crc32_of(folder, [row[c] for row in table for c in ("image_a", "image_b")]))
-    return Pairs(pool, {"semantic": "list", "augmented": "augmented"}[arm], seed, rows)
+    return Pairs(pool, "augmented" if arm == "augmented" else "list", seed, rows)
 
 
 def categories_of(table, folder):
@@ -812,7 +824,6 @@ def load_images(data, split="train", image_size=None, limit=None, seed=0, root="
     """
     if image_size is not None and image_size < 8:
         raise UserError(f"--image-size {image_size}: use 8 px or more")
-    metric = "top-1"
     if data in SCENES:
         if split == "val":
             return None
@@ -822,31 +833,29 @@ def load_images(data, split="train", image_size=None, limit=None, seed=0, root="
         return found
     if data in TORCHVISION_SETS:
         found = open_torchvision(data, split, root, download)
-        if found is None:
-            return None
-        items, rows, labels, classes, metric = found
-        opened = lambda i: items[rows[i]][0]
     elif Path(data).is_dir():
-        items, labels, classes = list_folder(Path(data), split)
-        if items is None:
-            return None
-        opened = None
+        found = list_folder(Path(data), split)
     else:
         names = ", ".join([*SCENES, *TORCHVISION_SETS])
         raise UserError(f"--data {data}: no such folder, and not one of {names}")
-    order = by_turns(labels if labels.ndim == 1 else torch.zeros(len(labels), dtype=torch.long))
+    if found is None:
+        return None
+    items, labels, classes = found
+    order = by_turns(labels)
     n, what = min(len(order), limit or len(order)) if split == "train" else len(order), f"reading {Path(data).name} {split}"
-    if opened is None:
-        images, kept = cached([items[i] for i in order.tolist()], n, image_size, what, skip_bad, cache)
+    if data in TORCHVISION_SETS:
+        metric, files = TORCHVISION_SETS[data][-1], None
+        images, kept = decode((items[i][0] for i in order[:n].tolist()), n, image_size, what, skip_bad)
     else:
-        images, kept = decode(map(opened, order[:n].tolist()), n, image_size, what, skip_bad)
-    files = crc32_of(data, [items[i] for i in order[:n].tolist()]) if opened is None else None
+        paths = [items[i] for i in order.tolist()]
+        metric, files = "top-1", crc32_of(data, paths[:n])
+        images, kept = cached(paths, n, image_size, what, skip_bad, cache)
     return ImageSet(Path(data).name, images, labels[order[kept]], classes, metric, files)
 
 
 def open_torchvision(data, split, root, download):
-    """One split of a set of TORCHVISION_SETS: (torchvision's data set, its rows, their labels, classes, metric) or None."""
-    cls, *splits, metric = TORCHVISION_SETS[data]
+    """One split of a set of TORCHVISION_SETS, None if there is none: (torchvision's data set, labels, names of the classes)."""
+    cls, *splits, _ = TORCHVISION_SETS[data]
     arguments = splits[["train", "val", "test"].index(split)]
     if arguments is None:
         return None
@@ -865,34 +874,21 @@ def open_torchvision(data, split, root, download):
         for row, t in zip(labels, truth):  # -1 first, so that one object that is not difficult decides
             for difficult in (True, False):
                 row[[classes.index(n) for n, d in zip(t["names"], t["difficult"]) if d == difficult]] = -1 if difficult else 1
-        return items, range(len(items)), labels, classes, metric
+        return items, labels, classes
     found = next(getattr(items, name) for name in ("targets", "labels", "_labels", "y", "_samples") if hasattr(items, name))
     labels = torch.as_tensor([sample[1] for sample in found] if cls == "StanfordCars" else found).long()
-    rows = list(range(len(items)))
+    classes = getattr(items, "classes", None) or getattr(items, "categories", None)
     if data in IMAGES_PER_CLASS:  # files in the order of their names, shuffled by a seed of its own: the same for all
         train, test = IMAGES_PER_CLASS[data]
+        rows = list(range(len(items)))
         if cls == "SUN397":
             rows.sort(key=lambda i: str(items._image_files[i]))
         shuffled = torch.tensor(rows)[torch.randperm(len(rows), generator=stream("split", data))]
         place = rank_in_class(labels[shuffled])
         kept = place < train if split == "train" else (place >= train) & (place < train + (test or len(rows)))
         rows = shuffled[kept].tolist()
-        labels = labels[rows]
-    classes = getattr(items, "classes", None) or getattr(items, "categories", None)
-    return items, rows, labels, list(classes or map(str, range(int(labels.max()) + 1))), metric
-
-
-def rank_in_class(labels):
-    """For each row (N,) how many rows of its class come before it."""
-    order = torch.argsort(labels, stable=True)
-    counts = torch.bincount(labels)
-    start = (counts.cumsum(0) - counts)[labels[order]]  # of each row's class in `order`
-    return torch.empty_like(order).scatter_(0, order, torch.arange(len(labels)) - start)
-
-
-def by_turns(labels):
-    """An order of the rows that takes the classes in turn: first of each class, second of each, ..."""
-    return torch.argsort(rank_in_class(labels) * (int(labels.max()) + 1) + labels, stable=True)
+        items, labels = torch.utils.data.Subset(items, rows), labels[rows]
+    return items, labels, list(classes or map(str, range(int(labels.max()) + 1)))
 
 
 def find_images(folder):
@@ -925,14 +921,14 @@ def has_class_folders(folder):
 
 
 def list_folder(folder, split):
-    """Files, labels (N,) and class names of one split of a folder of class folders (see load_images). Raises UserError for
-    folders that are no classes, for classes that only the test split has, and when there is no image."""
+    """Files, labels (N,) and class names of one split of a folder of class folders (see load_images), None if it has no such
+    split. Raises UserError for folders that are no classes, for classes that only the test split has, and without an image."""
     others = [folder / name for name in NOT_TRAIN if (folder / name).is_dir()]
     has_splits = (folder / "train").is_dir()
     if has_splits and not others:
         raise UserError(f"{folder} has train/ but neither test/ nor val/ beside it: the probe needs one")
     if split == "val" and len(others) < 2:
-        return None, None, None
+        return None
     top = {"train": folder / "train", "test": others[0], "val": others[-1]}[split] if has_splits else folder
     classes = folders_in(folder / "train" if has_splits else folder)
     if not has_splits:
@@ -1109,7 +1105,7 @@ def fill(folder, names, rows, image_size, what, chunk=64):
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # those that this process may use
     # starting a process takes as long as decoding a thousand small images; Windows takes 61 at most
     workers = min(cpus, 61, len(jobs) // 16)
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with, (os.getpid(),)) if workers > 1 else None
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent) if workers > 1 else None
     try:
         for job, bad in zip(jobs, (pool.map if pool else map)(fill_chunk, jobs)):
             reasons, done = reasons + bad, done + len(job[2])
@@ -1120,11 +1116,10 @@ def fill(folder, names, rows, image_size, what, chunk=64):
     return reasons
 
 
-def end_with(parent):
-    """Ends this process within a second of its parent, which may be killed and then cannot tell it."""
+def end_with_parent():
+    """Lets this process end when its parent does, even if the parent is killed and cannot tell it."""
     def watch():
-        while os.getppid() == parent:
-            time.sleep(1)
+        multiprocessing.parent_process().join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -1446,17 +1441,16 @@ def propose(folder, by="random", count=None, backbone=None, image_size=None, see
     if has_class_folders(folder):
         paths, labels, classes = list_folder(folder, "train")
     else:
-        paths, labels, classes = find_images(folder), None, None
+        paths = find_images(folder)
+        labels, classes = torch.zeros(len(paths), dtype=torch.long), [""]  # all of one class
         if len(paths) < 2:
             raise UserError(f"--data {folder}: neither class folders nor two images in it")
         if by == "random":
             raise UserError(f"--data {folder} has no class folders: only --by features can propose partners there")
     images, kept = decode(paths, len(paths), image_size, f"reading {folder.name}", skip_bad)
-    paths = [paths[i] for i in kept.tolist()]
-    if labels is not None:
-        labels = labels[kept]
-        if not ignore_labels:
-            make_pairs("semantic", ImageSet(folder.name, images, labels, classes), seed)  # names classes with one image
+    paths, labels = [paths[i] for i in kept.tolist()], labels[kept]
+    if not ignore_labels:
+        make_pairs("semantic", ImageSet(folder.name, images, labels, classes), seed)  # names classes with one image
     if by == "random":
         partner = semantic_partners(labels, stream("propose", seed))
     else:
@@ -1466,15 +1460,15 @@ def propose(folder, by="random", count=None, backbone=None, image_size=None, see
         h = evaluate.features(backbone, images).cpu()
         partner = nearest_partners(h, None if ignore_labels else labels, lambda i, j: near_identical(small[i], small[j]))
     order = torch.randperm(len(paths), generator=stream("propose order", seed))
-    order = order[by_turns(labels[order])] if labels is not None else order
-    order = order[:count]
+    order = order[by_turns(labels[order])][:count]
+
     def name(i):
         path = paths[i].relative_to(folder).as_posix()
         if path != path.encode(errors="replace").decode():
             raise UserError(f"{folder}: the file name {path!r} is not UTF-8, as a list must be; rename it")
         return path
 
-    rows = [{"image_a": name(i), "image_b": name(partner[i]), "category": classes[labels[i]] if labels is not None else ""} for i in order.tolist()]
+    rows = [{"image_a": name(i), "image_b": name(partner[i]), "category": classes[labels[i]]} for i in order.tolist()]
     return rows, torch.stack([images[order], images[partner[order]]], 1)
 
 
