@@ -492,6 +492,7 @@ def pyplot():
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False  # a class may be named $5
     import matplotlib.pyplot
 
     return matplotlib.pyplot
@@ -533,8 +534,8 @@ def load_pairs(args):
     """The Pairs that the command line asks for: options --pairs, --arm, --data and those that shape pool and pairs."""
     if args.data in SCENES[1:]:
         raise UserError(f"--data {args.data} is for evaluation, and is evaluated after a run on scenes; pretrain on --data scenes")
-    if args.data is not None and Path(args.data).is_dir() and args.data not in TORCHVISION_SETS and has_class_folders(args.data):
-        list_folder(Path(args.data), "test")  # what the run will be judged on: a mistake is better told before it than after
+    is_folder = args.data is not None and args.data not in TORCHVISION_SETS and Path(args.data).is_dir() and has_class_folders(args.data)
+    if is_folder:
         for option, folder in (("--cache", args.cache), ("--out", args.out or "runs")):
             if not (Path(args.data) / "train").is_dir() and Path(folder).resolve().is_relative_to(Path(args.data).resolve()):
                 raise UserError(f"{option} {folder} would lie in --data {args.data} and be one of its classes; name a folder elsewhere")
@@ -545,8 +546,11 @@ def load_pairs(args):
         raise UserError(f"--pairs {args.pairs} with --data {args.data}: a list's paths need a folder")
     else:
         source = read_pair_list(args.pairs, args.data, args.arm, args.image_size, args.limit, args.seed, args.skip_bad, args.cache)
-    if args.false_pairs and len(source.pool.classes) < 2:
+    if args.false_pairs and len(source.pool.labels.unique()) < 2:
         raise UserError(f"--false-pairs {args.false_pairs}: {source.pool.name} has no two categories to draw false partners from")
+    if is_folder:  # what the run will be judged on: a mistake is better told before it than after
+        for split in ("test", "val") if source.rows is None else ("train", "test", "val"):
+            load_images(args.data, split, source.pool.image_size, skip_bad=args.skip_bad, cache=args.cache)
     return replace(source, false_pairs=args.false_pairs, semantic_share=args.semantic_share)
 
 
@@ -588,6 +592,8 @@ def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=Non
     images, kept = cached(list(index), len(index), image_size, f"reading the images of {Path(file).name}", skip_bad, cache)
     place = torch.full((len(index),), -1).index_copy(0, kept, torch.arange(len(kept)))
     rows = place[rows][(place[rows] >= 0).all(1)]
+    if any(category.values()) and not all(category.values()):
+        print(f"note: {file} has pairs without a category, so all images count as one class", flush=True)
     classes = sorted(set(category.values())) if all(category.values()) else [Path(file).stem]
     labels = torch.tensor([classes.index(c) if len(classes) > 1 else 0 for c in map(category.get, index)])
     pool = ImageSet(Path(file).stem, images, labels[kept], classes, files_crc32=crc32_of(folder, [row[c] for row in table for c in ("image_a", "image_b")]))
@@ -600,7 +606,7 @@ def categories_of(table, folder):
     folders_tell = all(row["category"] in ("", own(row["image_a"])) for row in table)  # else the list has categories of its own
     for row in table:  # a row's category is its anchor's
         category.setdefault(row["image_a"], row["category"] or own(row["image_a"]))
-    names = set(category.values())
+    names = set(category.values()) - {""}
     for row in table:  # a partner that is never an anchor may be of another category, that of its class folder
         a, b = row["image_a"], row["image_b"]
         category.setdefault(b, own(b) if own(b) in names or own(b) and (folders_tell or not row["category"]) else category[a])
@@ -609,16 +615,17 @@ def categories_of(table, folder):
 
 def read_rows(file, folder=None):
     """The rows of a pair list as dicts (image_a and image_b as paths, category, keep as bool, line), and their folder."""
-    file, folder = Path(file), Path(folder or Path(file).parent)
+    file, folder = Path(file), Path(os.path.normpath(folder or Path(file).parent))
     if not file.is_file():
         raise UserError(f"{file}: no such file; a pair list is a CSV with columns image_a,image_b")
     keep = {"": True, "1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}
     rows = []
     try:
         with open(file, newline="", encoding="utf-8-sig") as opened:
-            reader = csv.DictReader(opened)
-            if not {"image_a", "image_b"} <= set(reader.fieldnames or ()):
-                raise UserError(f"{file}: the first line must name the columns image_a,image_b; it has {reader.fieldnames}")
+            reader = csv.DictReader(opened, strict=True)  # else a stray quote would swallow the rows after it
+            reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
+            if any(reader.fieldnames.count(name) != 1 for name in ("image_a", "image_b")):
+                raise UserError(f"{file}: the first line must name the columns image_a,image_b, each once; it has {reader.fieldnames}")
             for row in reader:
                 kept = (row.get("keep") or "").strip().lower()
                 if kept not in keep:
@@ -627,7 +634,8 @@ def read_rows(file, folder=None):
                     continue
                 if keep[kept] and not (row["image_a"] and row["image_b"]):
                     raise UserError(f"{file}, line {reader.line_num}: image_a or image_b is empty; fill it, set keep to 0 or remove the row")
-                rows.append({"image_a": folder / (row["image_a"] or ""), "image_b": folder / (row["image_b"] or ""),
+                a, b = (Path(os.path.normpath(folder / (row[column] or ""))) for column in ("image_a", "image_b"))  # one spelling
+                rows.append({"image_a": a, "image_b": b,
                              "category": (row.get("category") or "").strip(), "keep": keep[kept], "line": reader.line_num})
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file} cannot be read as a CSV ({error}); save it as CSV in UTF-8") from None
@@ -808,7 +816,7 @@ SCENES = ("scenes", "scenes-held-out", "scenes-shifted")
 NOT_TRAIN = ("test", "val", "valid", "validation")  # folders beside train/
 SPLIT_NAMES = ("train", "training", "testing", *NOT_TRAIN)
 # some that Pillow may not read are among them, so that they are told and not passed over
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".avif", ".heic", ".heif", ".jxl")
+IMAGE_SUFFIXES = tuple(".jpg .jpeg .jfif .jp2 .png .bmp .webp .gif .tif .tiff .tga .pbm .pgm .pnm .ppm .avif .heic .heif .jxl".split())
 
 
 def load_images(data, split="train", image_size=None, limit=None, seed=0, root="data", download=False, skip_bad=False, cache=None):
@@ -822,12 +830,10 @@ def load_images(data, split="train", image_size=None, limit=None, seed=0, root="
     read; `cache` is the folder for decoded images of folders, see `cached`. Raises UserError when there is nothing
     to read, and when there are images that cannot be read, all of them named.
     """
-    if image_size is not None and image_size < 8:
-        raise UserError(f"--image-size {image_size}: use 8 px or more")
     if data in SCENES:
         if split == "val":
             return None
-        found = scenes(split, image_size or 32, seed, held_out=data == "scenes-held-out", shifted=data == "scenes-shifted")
+        found = scenes(split, large_enough(image_size or 32), seed, held_out=data == "scenes-held-out", shifted=data == "scenes-shifted")
         if split == "train" and limit:
             found = replace(found, images=found.images[:limit], labels=found.labels[:limit])
         return found
@@ -967,11 +973,11 @@ def open_image(item):
         image = Image.open(item) if isinstance(item, Path) else item
         if image.mode == "F":
             raise ValueError("its pixels are floating-point numbers, whose range is not known")
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I"):  # 16 bits: PIL would cut them off at 255
             pixels = np.asarray(image).clip(0, 65535)
             image = Image.fromarray((pixels if image.mode == "I" and pixels.max() < 256 else pixels // 256).astype(np.uint8))
-        ImageOps.exif_transpose(image, in_place=True)
-        image.load()
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -988,6 +994,13 @@ def natural_size(paths):
         except BadImage:
             pass
     return 8  # there is none, which will be told when they are decoded
+
+
+def large_enough(image_size):
+    """The side of the images. Raises UserError for less than 8 pixels."""
+    if image_size < 8:
+        raise UserError(f"images of {image_size} px: use 8 px or more, see --image-size")
+    return image_size
 
 
 def list_bad(reasons, n):
@@ -1009,7 +1022,7 @@ def decode(items, n, image_size, what, skip_bad=False):
             bad.append(error.reason)
             continue
         if out is None:
-            image_size = image_size or min(224, *image.size)
+            image_size = large_enough(image_size or min(224, *image.size))
             out = torch.empty(n, 3, image_size, image_size, dtype=torch.uint8)
         out[len(kept)] = torch.from_numpy(fit(image, image_size))
         kept.append(i)
@@ -1039,21 +1052,25 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
     """
     if cache is None:
         return decode(paths[:first], first, image_size, what, skip_bad)
-    image_size = image_size or natural_size(paths)
+    image_size = large_enough(image_size or natural_size(paths))
     absolute = functools.cache(os.path.abspath)  # of each folder once: there may be a million files
     names, n = [os.path.join(absolute(folder), name) for folder, name in map(os.path.split, paths)], len(paths)
-    key = f"{Path(os.path.commonpath({os.path.dirname(name) for name in names})).name}-{n}x{image_size}px-{zlib.crc32(repr((names, image_size)).encode()):08x}"
+    key = f"{Path(os.path.commonpath({os.path.dirname(name) for name in names})).name[:50]}-{n}x{image_size}px-{zlib.crc32(repr((names, image_size)).encode()):08x}"
     folder, size = Path(cache) / key, n * 3 * image_size**2
     folder.mkdir(parents=True, exist_ok=True)
     with first_process_first(), locked(folder / "lock"):  # of several processes or programs that want it, one builds, the others wait
         fingerprint = hashlib.sha256(repr([(s.st_size, s.st_mtime_ns) for s in map(os.stat, names)]).encode()).hexdigest()
-        index = folder / "index.json"
-        known = json.loads(index.read_text())["fingerprint"] if index.exists() else None
-        if known != fingerprint:
-            if known:
-                print(f"{folder}: its source has changed, decoding anew", flush=True)
+        index, lengths = folder / "index.json", {"images.bin": size, "done.bin": n}
+        try:
+            whole = all((folder / name).stat().st_size == length for name, length in lengths.items())
+            current = whole and json.loads(index.read_text())["fingerprint"] == fingerprint
+        except (OSError, ValueError):
+            current = False
+        if not current:
+            if index.exists():
+                print(f"{folder}: its source has changed, or it is damaged; decoding anew", flush=True)
             index.unlink(missing_ok=True)
-            for name, length in (("images.bin", size), ("done.bin", n)):
+            for name, length in lengths.items():
                 (folder / name).unlink(missing_ok=True)  # a run that still maps the old file keeps it
                 with open(folder / name, "wb") as file:
                     file.truncate(length)
@@ -1267,6 +1284,8 @@ def detection_scenes(split, n, image_size=128, seed=0, categories=5):
 def run_cli(main):
     """Calls `main()`; a UserError, a path that cannot be written to, or too little memory of a GPU becomes one line on stderr
     and exit status 2, a bug keeps its traceback."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal has no sign for
     try:
         return main()
     except UserError as error:
@@ -1275,9 +1294,9 @@ def run_cli(main):
         mistake = (f"out of GPU memory ({str(error).splitlines()[0]}): try a smaller batch, smaller images, another --device, or evaluate "
                    "later, on the CPU; what is written is kept")
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            mistake = "the disk is full; make room. What is written is kept"
-        elif error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
+        if error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None)):
+            mistake = "the disk, or what you may use of it, is full; make room. What is written is kept"
+        elif error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG):
             mistake = f"{error.filename}: {error.strerror.lower()}; name another file or folder"
         else:
             raise
@@ -1449,6 +1468,8 @@ def propose(folder, by="random", count=None, backbone=None, image_size=None, see
             raise UserError(f"--data {folder} has no class folders: only --by features can propose partners there")
     images, kept = decode(paths, len(paths), image_size, f"reading {folder.name}", skip_bad)
     paths, labels = [paths[i] for i in kept.tolist()], labels[kept]
+    if len(paths) < 2:
+        raise UserError(f"--data {folder}: only one of its images can be read")
     if not ignore_labels:
         make_pairs("semantic", ImageSet(folder.name, images, labels, classes), seed)  # names classes with one image
     if by == "random":
@@ -1464,8 +1485,8 @@ def propose(folder, by="random", count=None, backbone=None, image_size=None, see
 
     def name(i):
         path = paths[i].relative_to(folder).as_posix()
-        if path != path.encode(errors="replace").decode():
-            raise UserError(f"{folder}: the file name {path!r} is not UTF-8, as a list must be; rename it")
+        if path != path.encode(errors="replace").decode() or "\r" in path:
+            raise UserError(f"{folder}: the file name {path!r} is not UTF-8, as a list must be, or breaks its lines; rename it")
         return path
 
     rows = [{"image_a": name(i), "image_b": name(partner[i]), "category": classes[labels[i]]} for i in order.tolist()]
@@ -1509,10 +1530,14 @@ def check(file, folder=None):
     table, folder = read_rows(file, folder)
     rows = [row for row in table if row["keep"]]
     report, mistakes = [f"{file}: {len(table)} rows, {len(rows)} kept"], []
-    seen = {}
+    if not rows:
+        mistakes.append(f"{file}: no pairs in it")
+    seen, named = {}, {}
     for row in rows:
         for column in ("image_a", "image_b"):
             seen.setdefault(row[column], []).append(row["line"])
+        if row["category"] and named.setdefault(row["image_a"], row["category"]) != row["category"]:
+            mistakes.append(f"line {row['line']}: {row['image_a']} is of {row['category']}, and of {named[row['image_a']]} in another row")
     small, progress = {}, Progress("reading images", len(seen))
     for done, path in enumerate(seen):
         try:
@@ -1533,10 +1558,11 @@ def check(file, folder=None):
             if categories[0] != categories[1]:
                 false.append(f"line {row['line']}: {row['image_a']} and {row['image_b']} are of two categories")
     count = Counter(row["category"] or category_of(row["image_a"], folder) for row in rows)
-    if set(count) - {""}:
+    without = count.pop("", 0)
+    if count:
         low, high = min(count, key=count.get), max(count, key=count.get)
         spread = f"{count[low]} in each" if count[low] == count[high] else f"{count[low]} ({low}) to {count[high]} ({high})"
-        report.append(f"classes: {len(count)}; pairs in a class: {spread}")
+        report.append(f"classes: {len(count)}; pairs in a class: {spread}" + (f"; {without} without a category" if without else ""))
     often = [path for path, lines in seen.items() if len(lines) > 1]
     most = max((len(lines) for lines in seen.values()), default=0)
     report.append(f"images: {len(seen)}; {len(often)} in more than one row, at most {most} rows")
@@ -1578,7 +1604,9 @@ def main():
 
         if not args.backbone_file:
             raise UserError("--by features needs --backbone-file FILE (and --backbone NAME)")
-        args.image_size = args.image_size or natural_size(find_images(Path(args.data)))
+        folder = Path(args.data)
+        labelled = folder.is_dir() and has_class_folders(folder)
+        args.image_size = args.image_size or natural_size(list_folder(folder, "train")[0] if labelled else find_images(folder))
         backbone, _ = evaluate.build_backbone(args.backbone, args.image_size)
         evaluate.load_weights(backbone, args.backbone_file)
         backbone.to(evaluate.pick_device(args.device))
@@ -1590,7 +1618,7 @@ def main():
         table = csv.DictWriter(file, ["number", "image_a", "image_b", "category", "keep"], lineterminator="\n")
         table.writeheader()
         table.writerows({"number": i, **row, "keep": 1} for i, row in enumerate(rows, start=1))
-    sheets = write_sheets(out.with_suffix(""), rows, both)
+    sheets = write_sheets(out.with_suffix("") if out.suffix == ".csv" else out, rows, both)
     last = f" ... {sheets[-1].name}" if len(sheets) > 1 else ""
     options = shlex.join([str(out), "--data", args.data])
     print(f"{out}: {len(rows):,} pairs. Look at {sheets[0]}{last}, set keep to 0 where a pair is wrong, then\n"

@@ -418,13 +418,14 @@ def awkward(folder):
     exif = Image.Exif()
     exif[0x0112] = 6
     sideways.save(folder / "turned.jpg", exif=exif, quality=95)
+    Image.fromarray(np.asarray(sideways.convert("L")).astype(np.uint16) * 256).save(folder / "turned 16.png", exif=exif)
     (folder / "link.png").symlink_to(folder / "palette.png")
     (folder / "nested" / "deep").mkdir(parents=True)
     red.save(folder / "nested" / "deep" / "a.PNG")
     (folder / "notes.txt").write_text("no image"), (folder / "._hidden.jpg").write_bytes(b"x")
     (folder / ".thumbnails").mkdir(), (folder / ".thumbnails" / "a.jpg").write_bytes(b"x")
     Image.fromarray(np.full((20, 20), 128, np.int32)).save(folder / "wide.tif")  # 8 bits in 32
-    return ["cmyk.jpg", "größe und leer.png", "link.png", "nested/deep/a.PNG", "palette.png", "sixteen bits.png", "turned.jpg", "wide.tif"]
+    return ["cmyk.jpg", "größe und leer.png", "link.png", "nested/deep/a.PNG", "palette.png", "sixteen bits.png", "turned 16.png", "turned.jpg", "wide.tif"]
 
 
 def test_what_is_transparent_is_white_and_floating_point_images_are_refused(tmp_path):
@@ -441,14 +442,15 @@ def test_what_is_transparent_is_white_and_floating_point_images_are_refused(tmp_
 def test_awkward_images_are_read_as_they_look(tmp_path):
     names = awkward(tmp_path / "c")
     assert [p.relative_to(tmp_path / "c").as_posix() for p in pairs.find_images(tmp_path / "c")] == names
-    images, kept = pairs.decode(pairs.find_images(tmp_path / "c"), 8, 20, "")
+    images, kept = pairs.decode(pairs.find_images(tmp_path / "c"), 9, 20, "")
     middle = dict(zip(names, images[:, :, 10, 10].tolist()))
-    assert kept.tolist() == list(range(8))
+    assert kept.tolist() == list(range(9))
     assert middle.pop("sixteen bits.png") == middle.pop("wide.tif") == [128] * 3
-    middle.pop("turned.jpg")
+    middle.pop("turned.jpg"), middle.pop("turned 16.png")
     assert all(max(abs(a - b) for a, b in zip(m, (200, 30, 40))) < 12 for m in middle.values()), middle
-    turned = images[names.index("turned.jpg")].float().mean(0)
-    assert turned[2].mean() < 20 < turned[17].mean()  # black above: the camera was held sideways
+    for name in ("turned.jpg", "turned 16.png"):
+        turned = images[names.index(name)].float().mean(0)
+        assert turned[2].mean() < 20 < turned[17].mean()  # black above: the camera was held sideways
 
 
 def test_bad_images_are_all_named_or_left_out(tmp_path, capsys):
@@ -514,6 +516,15 @@ def test_a_changed_source_is_decoded_anew(tmp_path, capsys):
     images, _ = pairs.cached(files, 5, 16, "", cache=tmp_path / "cache")
     assert images[3, :, 0, 0].tolist() == [1, 2, 3] and "has changed" in capsys.readouterr().out
     assert torch.equal(images, pairs.decode(files, 5, 16, "")[0])
+
+
+@pytest.mark.parametrize("damage", [lambda f: (f / "images.bin").unlink(), lambda f: (f / "done.bin").unlink(), lambda f: (f / "index.json").unlink(),
+                                    lambda f: os.truncate(f / "images.bin", 100), lambda f: (f / "index.json").write_text('{"finger')])
+def test_a_damaged_cache_is_made_again(tmp_path, damage):
+    files = noisy(tmp_path / "d", 5)
+    whole = pairs.cached(files, 5, 16, "", cache=tmp_path / "cache")[0].clone()
+    damage(next((tmp_path / "cache").iterdir()))
+    assert torch.equal(pairs.cached(files, 5, 16, "", cache=tmp_path / "cache")[0], whole)
 
 
 def test_bad_images_and_full_disks_with_a_cache(tmp_path, monkeypatch):
@@ -676,6 +687,69 @@ def test_rows_that_a_spreadsheet_leaves_empty_are_skipped_and_half_rows_told(tmp
     (tmp_path / "l.csv").write_text("\n".join(rows[:2]) + "\ntrain/red/02.png,,,\n")
     with pytest.raises(UserError, match="line 3: image_a or image_b is empty"):
         pairs.read_rows(tmp_path / "l.csv", folder)
+
+
+def test_lists_as_people_type_them_are_read_or_told(tmp_path):
+    folder, file = two_colours(tmp_path / "d"), tmp_path / "l.csv"
+    red = [f"train/red/{i:02d}.png" for i in range(12)]
+
+    def listed(*lines):
+        file.write_text("\n".join(lines) + "\n")
+        return pairs.read_rows(file, folder)[0]
+
+    assert [row["keep"] for row in listed("Image_A, image_b,KEEP", f"{red[0]},{red[1]},0", f"{red[0]},{red[2]},1")] == [False, True]
+    spelled, = listed("image_a,image_b", f"{red[0]},train/../train/red/00.png")  # one image
+    assert spelled["image_a"] == spelled["image_b"] and len(pairs.read_pair_list(file, folder).pool) == 1
+    for lines, said in ((("image_a,image_b,image_b", f"{red[0]},{red[1]},{red[2]}"), "image_a,image_b, each once"),
+                        (("image_a,image_b,note", f'{red[0]},{red[1]},"12 inch', f"{red[2]},{red[3]},"), "cannot be read as a CSV")):
+        with pytest.raises(UserError, match=said):
+            listed(*lines)
+    listed("image_a,image_b,category", f"{red[0]},{red[1]},cat", f"{red[0]},{red[2]},dog")
+    assert pairs.check(file, folder)[1] == [f"line 3: {folder / red[0]} is of dog, and of cat in another row"]
+    listed("image_a,image_b,keep", f"{red[0]},{red[1]},0")
+    assert pairs.check(file, folder)[1] == [f"{file}: no pairs in it"]
+
+
+def test_a_pair_without_a_category_does_not_hide_the_others(tmp_path, capsys):
+    for i in range(6):
+        Image.new("RGB", (16, 16), (40 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    (tmp_path / "l.csv").write_text("image_a,image_b,category\n0.png,1.png,k\n2.png,3.png,\n4.png,5.png,m\n")
+    report, mistakes = pairs.check(tmp_path / "l.csv")
+    assert "classes: 2; pairs in a class: 1 in each; 1 without a category" in report and "false pairs: 0 of 2 (0.0%)" in report and not mistakes
+    assert pairs.read_pair_list(tmp_path / "l.csv").pool.classes == ["l"] and "all images count as one class" in capsys.readouterr().out
+
+
+def test_what_a_run_will_be_judged_on_is_read_before_it(tmp_path, monkeypatch):
+    folder = two_colours(tmp_path / "d")
+    monkeypatch.chdir(tmp_path)
+    for name in ("blue", "red"):
+        Image.new("RGB", (16, 16)).save(folder / "test" / name / "0.png")
+    (tmp_path / "l.csv").write_text("image_a,image_b\ntrain/red/00.png,train/red/01.png\n")
+    load = lambda *options: pairs.load_pairs(simclr.parse_args(["--data", str(folder), *options]))
+    assert len(load("--pairs", "semantic")) == 24 and len(load("--pairs", "l.csv")) == 1
+    with pytest.raises(UserError, match="images of 2 px: use 8 px or more, see --image-size"):
+        load("--pairs", "l.csv", "--image-size", "2")
+    (folder / "test" / "red" / "0.png").write_bytes(b"")
+    for kind in ("augmented", "semantic", "l.csv"):
+        with pytest.raises(UserError, match="1 of 2 images cannot be read"):
+            load("--pairs", kind)
+    assert len(load("--pairs", "semantic", "--skip-bad")) == 24
+    for i in range(12):
+        (folder / "train" / "blue" / f"{i:02d}.png").write_bytes(b"")
+    with pytest.raises(UserError, match="d has no two categories to draw false partners from"):  # none of blue is left
+        load("--pairs", "semantic", "--skip-bad", "--false-pairs", "0.3")
+    Image.new("RGB", (1, 1)).save(folder / "train" / "red" / "00.png")
+    with pytest.raises(UserError, match="images of 1 px"):
+        pairs.read_pair_list(tmp_path / "l.csv", folder)
+
+
+def test_contact_sheets_of_classes_and_lists_of_any_name(tmp_path):
+    folder = two_colours(tmp_path / "d", 3)
+    (folder / "train" / "red").rename(folder / "train" / "$5_to_$_x")
+    for out in ("v.1", "v.2"):
+        status, _, error = run_pairs("propose", "--data", folder, "--out", tmp_path / out)
+        assert status == 0, error
+    assert {"v.1-001.png", "v.2-001.png"} <= {p.name for p in tmp_path.iterdir()}
 
 
 def test_links_to_folders_are_followed_once_and_a_folder_without_images_is_no_class(tmp_path):
