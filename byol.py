@@ -10,7 +10,9 @@
     t        projections (N, d) of the target network, a constant to the loss
     p        predictions (N, d), from z, of the other view's t
 
-What changes relative to simsiam.py: what is predicted, t, comes from a slowly moving copy of the network.
+What changes relative to simsiam.py: what is predicted, t, comes from a slowly moving copy of the network, an average over
+its past and so a steadier target than the network of the moment. (SimSiam does without: the average helps accuracy, and is
+not what prevents collapse.)
 
 Deviations from the paper and its official code
   1. SGD with momentum by default: batches here are 64-512, LARS (--optimizer lars) is for thousands.
@@ -183,7 +185,7 @@ def train(model, optimizer, source, view1, view2, run, args):
     device = torch.device(args.device)
     steps_per_epoch = len(source) // args.batch_size
     total, warmup = args.epochs * steps_per_epoch, args.warmup_epochs * steps_per_epoch
-    images = pairs.place(source.pool.images, device)
+    images = pairs.to_device(source.pool.images, device)
     network = evaluate.parallel(model, args.compile)  # under torchrun: the gradients' mean over all processes
     for epoch in range(run.epoch, args.epochs):
         for x1, x2 in pairs.batches(source, epoch, args.batch_size, view1, view2, device, images):

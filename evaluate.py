@@ -58,7 +58,7 @@ from pairs import UserError
 
 
 class MeanOverPositions(nn.Module):
-    """(N, C, H, W) -> (N, C, 1, 1), as nn.AdaptiveAvgPool2d(1), whose gradient is not channels_last: slow on a CPU."""
+    """(N, C, H, W) -> (N, C, 1, 1), as nn.AdaptiveAvgPool2d(1), but its gradient stays channels_last, which is faster on a CPU."""
 
     def forward(self, x):
         return F.avg_pool2d(x, x.shape[2:])
@@ -315,7 +315,7 @@ def a_fifth(labels, seed=0):
     """(rows to choose on, rows to train on): a random fifth of the rows, of each class about a fifth, and the others."""
     order = shuffled_by_turns(labels, seed)
     y, held = labels[order], torch.zeros(len(order), dtype=torch.bool)
-    # how far a row is through its class: of a class of fewer than five none is held out, unless nearly all are so small
+    # how far a row is through its class; those least far are held out: none of a class of fewer than five, unless nearly all are so small
     share = (pairs.rank_in_class(y) + 1) / torch.bincount(y)[y] if y.ndim == 1 else torch.arange(len(y))
     held[share.argsort(stable=True)[: len(order) // 5]] = True
     return order[held], order[~held]
@@ -821,7 +821,7 @@ def parallel(model, compile=False, sync_batchnorm=True):
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # replaces the layers inside, keeps their parameters
     if compile:
         for part in model.children():  # in place: the names of the parameters stay
-            # dynamic=False: else parts of one class would be taken for one part that is given many shapes. Not part.compile(),
+            # dynamic=False: else two parts of one class would be taken for one that is given changing shapes. Not part.compile(),
             # which in torch 2.11 leaves an nn.Sequential as it is
             part.forward = torch.compile(part.forward, dynamic=False)
     if not dist.is_initialized():
@@ -835,7 +835,7 @@ def gather(z):
     """The rows z (N, d) of every process, (processes N, d), in order; z itself when there is one.
 
     A loss of all rows can then be computed by each process. Its gradient reaches the own rows, multiplied by the
-    number of processes, because DistributedDataParallel averages: the result is the gradient on the joined batch.
+    number of processes, by which DistributedDataParallel will divide: the result is the gradient on the joined batch.
     """
     rank, world = pairs.rank_and_world()
     if world == 1:
@@ -1355,7 +1355,7 @@ def compare(runs, by=(), only=()):
         for name in by:
             if name not in vars_of(config):
                 raise UserError(f"--by {name}: no option of {run}; its options are {', '.join(vars_of(config))}")
-        ablated = "".join(f", {name} {'nothing' if config[name] in ('', None) else config[name]}" for name in by)
+        ablated = "".join(", with all transforms" if name == "without" and not config[name] else f", {name} {config[name]}" for name in by)
         groups.setdefault((config["method"] or run.name, data_of(config) + ablated), []).append((run, config, read_json(file)))
     rows = []
     for (method, data), members in groups.items():

@@ -12,6 +12,9 @@
 What changes relative to simclr.py: a key encoder that slowly follows the query encoder, a queue of negatives, and a loss in
 one direction, from x1 to x2.
 
+SimCLR's negatives are limited by its batch; a queue holds K of them for the price of N. Its keys are up to K / N steps old: had
+their encoder changed much since, they could be told from the positive by their age, so it changes slowly (MoCo, Sec. 3.2).
+
 BatchNorm must not leak which key belongs to which query (the encoder could cheat by recognising the statistics
 of its own batch; MoCo, Sec. 3.3). The paper spreads a batch over 8 GPUs, each with its own statistics, and
 shuffles the keys among them. Here one device does the same: BatchNorm takes its statistics over --bn-splits
@@ -194,7 +197,7 @@ def train(model, optimizer, source, view1, view2, run, args):
     device = torch.device(args.device)
     steps_per_epoch = len(source) // args.batch_size
     total, peak = args.epochs * steps_per_epoch, args.lr * args.batch_size / 256
-    images = pairs.place(source.pool.images, device)
+    images = pairs.to_device(source.pool.images, device)
     network = evaluate.parallel(model, args.compile, sync_batchnorm=False)  # under torchrun: the gradients' mean over all processes
     for epoch in range(run.epoch, args.epochs):
         for x1, x2 in pairs.batches(source, epoch, args.batch_size, view1, view2, device, images):

@@ -224,9 +224,10 @@ def batches(pairs, epoch, batch_size, view1, view2, device, images=None):
     batch statistics and MoCo's queue need equal batches. `images` is the pool, if already on the device. Of
     several processes each gets its share of every batch, batch_size / processes pairs.
     """
-    images = place(pairs.pool.images, device) if images is None else images
+    images = to_device(pairs.pool.images, device) if images is None else images
     anchor, partner = (index.to(images.device) for index in pairs.epoch(epoch))
     rank, world = rank_and_world()
+    # of several processes each draws its own numbers; a single one draws as if there could be no others
     share, generator = batch_size // world, stream("augment", pairs.seed, epoch, *[rank] * (world > 1))
     slices = [slice(i + rank * share, i + (rank + 1) * share) for i in range(0, len(pairs) - batch_size + 1, batch_size)]
     if images.device.type == torch.device(device).type:
@@ -240,7 +241,7 @@ def batches(pairs, epoch, batch_size, view1, view2, device, images=None):
             yield augment(a, view1, generator), augment(b, view2, generator)
 
 
-def place(images, device, share=0.3):
+def to_device(images, device, share=0.3):
     """Images on the device, or left where they are (mapped from disk) if they need more than `share` of a GPU's free memory:
     training takes the rest."""
     device = torch.device(device)
@@ -405,9 +406,9 @@ def color_jitter(x, chosen, factors, order):
     """Brightness, contrast, saturation and hue of the chosen (N,) images, in place, each in its own order (torchvision's
     ColorJitter); factors and order (N, 4) as drawn.
 
-    With a factor f, the first three are f x, f x + (1 - f) mean(gray(x)) and f x + (1 - f) gray(x). The images are
-    sorted by the place that hue, the costly one, has among the four, so that it is computed once, for all of them. The
-    first after[k] of them have hue at place k or sooner: there the k-th of the other three comes after hue, in the rest before.
+    With a factor f, the first three are f x, f x + (1 - f) mean(gray(x)) and f x + (1 - f) gray(x). Hue is costly and so is
+    computed once, for all images, which are sorted by the place that it has among the four. The k-th of the other three
+    operations comes after hue in the first after[k] images, in the others before: hence a loop, hue, and a loop.
     """
     place = (order == 3).int().argmax(1)
     rows = torch.where(chosen, place, 4).argsort()[: int(chosen.sum())]
@@ -655,7 +656,7 @@ def sample_shapes(n, generator):
 
         r(theta) = exp(Re sum_k c_k e^(i k theta)),  k = 2..6,
 
-    scaled to unit area / pi. k = 1 would shift the contour rather than shape it. The family is
+    scaled to the area of the unit circle. k = 1 would shift the contour rather than shape it. The family is
     unlimited, so held-out categories are just further draws. Returns (c, log_scale (n, 1)).
     """
     k = torch.arange(2, 7)
@@ -716,7 +717,7 @@ def redraw(factors, name, generator):
     room, old_room = 0.5 - 1.2 * new["scale"], 0.5 - 1.2 * factors["scale"]
     if name == "position":
         return factors | {axis: 0.5 + (new[axis] - 0.5) / room * old_room for axis in "xy"}
-    if name == "scale":  # given the place, room has a density of 1 / room^2, so that 1 / room is uniform
+    if name == "scale":  # given the place, room has a density of 1 / room^2 between off and the largest, 0.212, so 1 / room is uniform
         off = torch.maximum((factors["x"] - 0.5).abs(), (factors["y"] - 0.5).abs()).clamp(0.068, 0.212)
         return factors | {"scale": (0.5 - 1 / torch.lerp(torch.tensor(1 / 0.212), 1 / off, torch.rand(n, generator=generator))) / 1.2}
     if name == "object color":
@@ -1129,7 +1130,7 @@ def fill(folder, names, rows, image_size, what, chunk=64):
             progress(done)
     finally:
         if pool:
-            pool.shutdown(wait=done < len(rows), cancel_futures=True)  # processes with nothing left to do end by themselves
+            pool.shutdown(wait=done < len(rows), cancel_futures=True)  # on success there is no need to wait for idle processes to end
     return reasons
 
 

@@ -8,6 +8,10 @@
     h        backbone features (N, width): what evaluation uses
     z        embeddings (N, d): what the loss compares; projector = Linear-BN-ReLU-Linear-BN
 
+The loss asks of each embedding: which of the other 2N - 1 is your partner? To answer, z must hold what the two views share,
+and the 2N - 2 negatives make "all embeddings equal" costly. A low temperature gives the negatives most like the anchor more
+weight. Evaluation takes h, because z loses what the loss has no use for (Sec. 4.2).
+
 Deviations from the paper and google-research/simclr
   1. SGD with momentum by default: batches here are 128-512, LARS (--optimizer lars) is for thousands.
   2. The loss is the mean over the 2N anchors, as in the paper's Algorithm 1; the official code sums the means of
@@ -15,8 +19,10 @@ Deviations from the paper and google-research/simclr
   3. Inputs are normalised with ImageNet's mean and deviation (official: [0, 1]), so that one backbone file
      convention serves all methods and torchvision's weights. Crops are bilinear (official: bicubic).
   4. The two views go through the network one after the other, so BatchNorm sees N images at a time.
-  5. On scenes: a small convnet, crops of at least half the area, colour jitter of a quarter of the paper's strength,
-     no blur, to suit 32 px images and runs of a few minutes.
+  5. The projector's last BatchNorm has a bias (official: a scale only).
+  6. On CIFAR-size photographs: ResNet-18 (App. B.9: ResNet-50), 200 epochs.
+  7. On scenes: a small convnet, crops of at least half the area, colour jitter of a quarter of the paper's strength,
+     no blur, no warm-up, temperature 0.2, to suit 32 px images and runs of a few minutes.
 
 Measured with the default options on scenes, two CPU cores, five seeds (results/scenes): linear probe on held-out
 categories 0.955 ± 0.021 with semantic pairs, 0.661 ± 0.032 with augmented pairs, 0.212 ± 0.055 untrained, chance 0.05.
@@ -71,15 +77,15 @@ def parse_args(argv=None):
     add("--resume", action="store_true", help="go on from the run folder's checkpoint, with the same options")
     add("--without", default="", help="transforms to switch off, comma-separated: crop, flip, jitter, gray, blur, solarize []")
     # -- SimCLR's own
-    add("--crop-min", type=pairs.fraction, help=f"smallest crop, share of the image area (Sec. 2.1: 0.08) {default('crop_min')}")
+    add("--crop-min", type=pairs.fraction, help=f"smallest crop, share of the image area (App. A: 0.08) {default('crop_min')}")
     add("--jitter", type=pairs.nonnegative_float, nargs=4, help=f"brightness, contrast, saturation, hue (App. B.9: half of 0.8 0.8 0.8 0.2) {default('jitter')}")
     add("--gray", type=pairs.fraction, default=0.2, help="probability of grayscale (App. A) [0.2]")
     add("--blur", type=pairs.fraction, nargs=2, help="probability of blur in view 1 and view 2 (App. A) [0.5 0.5; 0 0 below 64 px]")
     add("--solarize", type=pairs.fraction, nargs=2, default=[0.0, 0.0], help="probability of solarisation in view 1 and view 2 [0 0]")
     add("--temperature", type=pairs.positive_float, help=f"of the loss (App. B.9: 0.5 on CIFAR-10) {default('temperature')}")
-    add("--hidden-dim", type=pairs.positive_int, help="width of the projector's hidden layer (App. B.6) [the features' width]")
-    add("--projection-dim", type=pairs.positive_int, default=128, help="width d of the embedding (Sec. 2.1) [128]")
-    add("--warmup-epochs", type=pairs.nonnegative_float, help=f"epochs of linear warm-up (Sec. 2.2: 10); by default at most a tenth of all {default('warmup_epochs')}")
+    add("--hidden-dim", type=pairs.positive_int, help="width of the projector's hidden layer (as in the official code) [the features' width]")
+    add("--projection-dim", type=pairs.positive_int, default=128, help="width d of the embedding (Sec. 2.3) [128]")
+    add("--warmup-epochs", type=pairs.nonnegative_float, help=f"epochs of linear warm-up (Sec. 2.3: 10); by default at most a tenth of all {default('warmup_epochs')}")
     add("--optimizer", default="sgd", choices=["sgd", "lars"], help="sgd with momentum; lars for batches of thousands (the paper's) [sgd]")
     return pairs.parse(parser, argv, RECIPES)
 
@@ -96,7 +102,7 @@ class SimCLR(nn.Module):
             nn.BatchNorm1d(hidden_dim),
             nn.ReLU(inplace=True),
             nn.Linear(hidden_dim, projection_dim, bias=False),
-            nn.BatchNorm1d(projection_dim),  # as in the official code; without it semantic pairs can get stuck with all embeddings equal
+            nn.BatchNorm1d(projection_dim),  # nearly as in the official code; without it semantic pairs can get stuck with all embeddings equal
         )
 
     def forward(self, x):
@@ -160,7 +166,7 @@ def train(model, optimizer, source, view1, view2, run, args):
     device = torch.device(args.device)
     steps_per_epoch = len(source) // args.batch_size
     total, warmup = args.epochs * steps_per_epoch, args.warmup_epochs * steps_per_epoch
-    images = pairs.place(source.pool.images, device)
+    images = pairs.to_device(source.pool.images, device)
     network = evaluate.parallel(model, args.compile)  # under torchrun: the gradients' mean over all processes
     for epoch in range(run.epoch, args.epochs):
         for x1, x2 in pairs.batches(source, epoch, args.batch_size, view1, view2, device, images):

@@ -11,11 +11,15 @@
 
 What changes relative to simclr.py: a predictor, a stop-gradient, and no negatives at all.
 
+Without negatives "all embeddings equal" is a perfect solution. The stop-gradient makes each step a regression onto a target
+that stands still, as in alternating optimisation (Sec. 5); why this does not end in that solution is not proved.
+
 Deviations from the paper and facebookresearch/simsiam
   1. The learning rate falls along a cosine by step, not by epoch (the predictor's stays constant, as there).
-  2. On scenes and on CIFAR-size photographs the projector has two layers (Sec. 4 and App. D of the paper for
-     CIFAR-10); --projector-layers 3 is the paper's for ImageNet.
-  3. On scenes: a small convnet, a narrower projector, small batches (more steps in a few minutes), lr 0.4, crops
+  2. The projector has two layers (Sec. 4 and App. D of the paper for CIFAR-10); --projector-layers 3 is the paper's
+     for ImageNet.
+  3. On photographs 200 epochs (App. D: 800).
+  4. On scenes: a small convnet, a narrower projector, small batches (more steps in a few minutes), lr 0.4, crops
      of at least 0.8 of the area, no blur; colour jitter weak in brightness and contrast, strong in saturation
      and hue, so that colour is no shortcut for augmented pairs; weight decay 1e-5. The predictor is as wide as the
      embedding: with a bottleneck, and with a lower lr, some runs ended with most embeddings in one direction
@@ -140,7 +144,7 @@ def train(model, optimizer, source, view1, view2, run, args):
     device = torch.device(args.device)
     steps_per_epoch = len(source) // args.batch_size
     total, peak = args.epochs * steps_per_epoch, args.lr * args.batch_size / 256
-    images = pairs.place(source.pool.images, device)
+    images = pairs.to_device(source.pool.images, device)
     network = evaluate.parallel(model, args.compile)  # under torchrun: the gradients' mean over all processes
     for epoch in range(run.epoch, args.epochs):
         for x1, x2 in pairs.batches(source, epoch, args.batch_size, view1, view2, device, images):

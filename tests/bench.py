@@ -135,7 +135,7 @@ def trainer(method, backbone_name, images, batch_size, device, what="whole", opt
     parts = ("--bn-splits", str(max(1, min(8, batch_size // 8)))) if method == "moco" else ()
     module, model, optimizer, args = build(method, backbone_name, images.shape[-1], device, (*parts, *options))
     args.batch_size, args.epochs = batch_size, 1
-    images = pairs.place(images, device)
+    images = pairs.to_device(images, device)
     source = pairs.Pairs(pairs.ImageSet("", images, torch.zeros(len(images), dtype=torch.long), ["any"]), "semantic", 0)
     view1, view2 = pairs.make_views(args, images.shape[-1])
     batches, one = pairs.batches, next(pairs.batches(source, 0, batch_size, view1, view2, device))

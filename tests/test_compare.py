@@ -94,15 +94,15 @@ def test_an_ablation_has_rows_of_its_own_for_each_value_of_an_option(make):
     with pytest.raises(UserError, match="without is  in .* and crop in "):
         evaluate.compare(runs)
     rows = evaluate.compare(runs, by=["without"])
-    assert [(r["data"], round(r["difference"][0], 6)) for r in rows] == [("scenes, without nothing", 0.4), ("scenes, without crop", 0.5)]
+    assert [(r["data"], round(r["difference"][0], 6)) for r in rows] == [("scenes, with all transforms", 0.4), ("scenes, without crop", 0.5)]
     with pytest.raises(UserError, match="not comparable: lr is 0.5"):  # what is not named must still be equal
         evaluate.compare([*runs, make("semantic", 1, 0.6, without="", lr=0.4)], by=["without"])
     with pytest.raises(UserError, match="--by image_sise: no option of "):
         evaluate.compare(runs, by=["image-sise"])
     evaluate.add_results(runs[0], {"knn": {"held": {"accuracy": 0.3, "untrained": 0.1, "chance": 0.05}}})
     measured = lambda **options: [(r["data"], r["measure"]) for r in evaluate.compare(runs, by=["without"], **options)]
-    assert ("scenes, without nothing", "knn held") in measured()
-    assert measured(only=["linear held"]) == [("scenes, without nothing", "linear held"), ("scenes, without crop", "linear held")]
+    assert ("scenes, with all transforms", "knn held") in measured()
+    assert measured(only=["linear held"]) == [("scenes, with all transforms", "linear held"), ("scenes, without crop", "linear held")]
     with pytest.raises(UserError, match="--measure linear hold: .* choose from linear held, knn held"):
         evaluate.compare(runs, by=["without"], only=["linear hold"])
 

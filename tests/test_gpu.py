@@ -64,7 +64,7 @@ def test_every_method_trains_compiles_streams_and_resumes(method, photos, tmp_pa
     assert alike("compiled")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pairs, "place", lambda images, device: images)  # as if they did not fit
+        patch.setattr(pairs, "to_device", lambda images, device: images)  # as if they did not fit
         printed(f"{method}.py", *common, "--out", tmp_path / "streamed")
     assert alike("streamed")
 

@@ -65,4 +65,4 @@ mkdir -p $off
 without | xargs -P 2 -L 1 "$python" > runs-output.txt
 grep -vE '^epoch |^reading |features of|L2 strengths' runs-output.txt > $off/output.txt
 judge $off runs/epochs60-without/*
-"$python" evaluate.py compare $long/simclr-*-seed[0-2] $off/simclr-* --by without --measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")" --out $off
+"$python" evaluate.py compare $long/simclr-*-seed[0-2] $off/simclr-*-without-{crop,jitter-gray,crop-flip-jitter-gray}-seed[0-2] --by without --measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")" --out $off
