@@ -45,7 +45,7 @@ def test_the_interval_of_a_known_case(make):
 def test_runs_that_are_not_matched_are_refused_by_the_settings_name(make):
     fine = [make("augmented", 0, 0.5, torch="3"), make("semantic", 0, 0.6, device="cuda")]
     assert evaluate.compare(fine)[0]["difference"][0] == pytest.approx(0.1)
-    for name, value in (("epochs", 31), ("lr", 0.4), ("image_size", 64), ("gray", 0.1)):
+    for name, value in (("epochs", 31), ("lr", 0.4), ("image_size", 64), ("gray", 0.1), ("limit", 100), ("files_crc32", 7), ("pairs_per_epoch", 9)):
         with pytest.raises(UserError, match=f"{name} is .* in .* and {value} in "):
             evaluate.compare([*fine, make("semantic", 1, 0.6, **{name: value})])
     with pytest.raises(UserError, match="semantic pairs, seed 0 is there already"):

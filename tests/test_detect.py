@@ -37,9 +37,13 @@ A, B, FAR = (0, 0, 10, 10), (20, 0, 30, 10), (50, 50, 60, 60)
     (found_of(boxes(), []), None, 0, 0),
 ])
 def test_average_precision_by_hand(found, difficult, ap50, voc):
-    truth = [truth_of(boxes(A, B), difficult=difficult)]
-    assert evaluate.coco_average_precision(truth, [found], 1)[0, 0] == pytest.approx(ap50)
-    assert evaluate.voc_detection_ap(truth, [found], 1)[0] == pytest.approx(voc)
+    for kind in (bool, int):
+        truth = [truth_of(boxes(A, B), difficult=np.array(difficult or [False, False], kind))]
+        assert evaluate.coco_average_precision(truth, [found], 1)[0, 0] == pytest.approx(ap50)
+        assert evaluate.voc_detection_ap(truth, [found], 1)[0] == pytest.approx(voc)
+    for average_precision in (evaluate.coco_average_precision, evaluate.voc_detection_ap):
+        with pytest.raises(ValueError):
+            average_precision(truth, [found, found], 1)
 
 
 def test_a_class_without_true_boxes_is_left_out():
@@ -136,7 +140,7 @@ def test_voc_average_precision_equals_loops():
 def test_detectors_train_every_layer_and_detect(name, kind):
     torch.manual_seed(0)
     backbone, _ = evaluate.build_backbone(name, 96)
-    model = evaluate.build_detector(backbone, 2, kind, [96], rois=8, roi_size=7)
+    model = evaluate.build_detector(backbone.requires_grad_(False), 2, kind, [96], rois=8, roi_size=7)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     image, box = torch.rand(3, 96, 96), torch.tensor([[10.0, 10, 60, 60]])
     data = pairs.BoxSet("d", [(image * 255).byte()] * 4, [box] * 4, [torch.tensor([1])] * 4, [torch.tensor([False])] * 4, ["a", "b"])
@@ -149,6 +153,14 @@ def test_detectors_train_every_layer_and_detect(name, kind):
     assert set(result["ap50_by_class"]) == {"a", "b"} and result["ap50_by_class"]["a"] is None and 0 <= result["ap50"] <= 1
 
 
+@pytest.mark.parametrize("name, kind", [("convnet", "c4"), ("resnet18", "fpn")])
+def test_anchors_scale_with_the_size_of_test_images(name, kind):
+    for size, smallest in (([480, 800], 32), ([128], 5.12)):
+        model = evaluate.build_detector(evaluate.build_backbone(name, 32)[0], 2, kind, size)
+        sizes = [a for level in model.rpn.anchor_generator.sizes for a in level]
+        assert sizes == pytest.approx([smallest * 2**k for k in range(5)])
+
+
 def test_detectors_for_other_backbones_are_refused_by_name():
     for name, kind in (("mobilenet_v3_small", "c4"), ("convnet", "fpn")):
         with pytest.raises(UserError, match=f"{kind} takes torchvision's ResNets"):
@@ -156,13 +168,13 @@ def test_detectors_for_other_backbones_are_refused_by_name():
 
 
 class OneWeight(nn.Module):
-    """In place of a detector: one weight; its losses are what `losses(weight, images, targets)` returns."""
+    """In place of a detector: one weight; its losses, or detections, are what `losses(weight, images, targets)` returns."""
 
     def __init__(self, losses):
         super().__init__()
         self.weight, self.losses = nn.Parameter(torch.ones((), dtype=torch.float64)), losses
 
-    def forward(self, images, targets):
+    def forward(self, images, targets=None):
         return self.losses(self.weight, images, targets)
 
 
@@ -183,6 +195,35 @@ def test_boxes_follow_their_images_when_flipped_and_difficult_ones_are_left_out(
 
     evaluate.train_detector(OneWeight(losses), data, steps=8, batch_size=2, lr=0.1, seed=0)
     assert set(seen) == {3, 20} and data.boxes[0][0].tolist() == [3, 5, 10, 9]
+
+
+def test_a_detector_is_tested_on_images_between_0_and_1_and_its_labels_are_those_of_the_data():
+    data = pairs.detection_scenes("test", 3, 32)
+    shown = iter(data.images)
+
+    def detections(weight, images, targets):
+        assert not model.training and torch.equal(images[0], next(shown) / 255)
+        return [{"boxes": torch.zeros(1, 4), "scores": torch.ones(1), "labels": torch.tensor([1])}]  # 0 is background
+
+    model = OneWeight(detections)
+    assert [f["labels"].tolist() for f in evaluate.detect(model, data)] == [[0]] * 3
+
+
+def test_a_detector_is_given_the_runs_backbone_or_a_new_one_and_the_runs_world(tmp_path, monkeypatch):
+    evaluate.write_json(tmp_path / "config.json", {"backbone": "convnet", "image_size": 32, "seed": 3})
+    trained, untrained = (evaluate.build_backbone("convnet", 32)[0] for _ in "tu")
+    world, given = [pairs.detection_scenes("train", 2, 32)] * 2, []
+    monkeypatch.setattr(pairs, "load_boxes", lambda data, seed, size: world if (data, seed, size) == (["scenes"], 3, 32) else None)
+    monkeypatch.setattr(evaluate, "load_backbone", lambda run: (trained, untrained))
+    monkeypatch.setattr(evaluate, "build_detector", lambda backbone, *_: given.append(backbone) or backbone)
+    monkeypatch.setattr(evaluate, "train_detector", lambda *_: None)
+    monkeypatch.setattr(evaluate, "detect", lambda *_: [found_of(boxes(), [])] * 2)
+    monkeypatch.setattr(evaluate, "draw_detections", lambda *_: None)
+    names = [evaluate.detect_run(tmp_path, ["scenes"], torch.device("cpu"), init, "c4", [32], 1, 1, 0.1, 8, 7, 5)[0] for init in ("run", "random")]
+    assert names == ["scenes, c4, init run, seed 5", "scenes, c4, init random, seed 5"]
+    torch.manual_seed(5)
+    new = evaluate.build_backbone("convnet", 32)[0]
+    assert given[0] is trained and torch.equal(given[1][0].weight, new[0].weight)
 
 
 def test_a_detectors_learning_rate_by_hand():

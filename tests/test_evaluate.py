@@ -101,9 +101,10 @@ def test_compiled_parts_keep_names_values_and_gradients_and_know_their_shapes(mo
 def test_features_leave_the_backbone_alone_and_do_not_depend_on_the_batch():
     images = torch.randint(0, 256, (10, 3, 16, 16), dtype=torch.uint8)
     backbone, _ = evaluate.build_backbone("convnet", 16)
-    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    backbone[1].eval()
+    before, modes = {k: v.clone() for k, v in backbone.state_dict().items()}, [module.training for module in backbone.modules()]
     x = evaluate.features(backbone, images)
-    assert backbone.training and all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
+    assert backbone.training and [module.training for module in backbone.modules()] == modes and all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
     assert torch.allclose(x, evaluate.features(backbone, images, batch_size=3), atol=1e-6)
 
     class Leaky(nn.Module):  # moves although it is in eval mode
@@ -145,15 +146,17 @@ def test_knn_by_hand():
         assert evaluate.knn(train_x, train_y, test_x, torch.tensor([1 - expected]), k=3, temperature=temperature) == 0
 
 
-def test_knn_equals_loops():
+@pytest.mark.parametrize("width, temperature", [(5, 0.1), (2, 0.005), (512, 0.005)])
+def test_knn_equals_loops(width, temperature):
+    """In float64. In float32 exp(s / 0.005) is infinite for s near 1, and exp((s - 1) / 0.005) is 0 for s near 0, as in 512 dimensions."""
     torch.manual_seed(0)
-    train_x, test_x, train_y, test_y = torch.randn(50, 5), torch.randn(20, 5), torch.randint(4, (50,)), torch.randint(4, (20,))
+    train_x, test_x, train_y, test_y = torch.randn(50, width), torch.randn(20, width), torch.randint(4, (50,)), torch.randint(4, (20,))
     hits = 0
-    for x, y in zip(test_x, test_y):
-        s = sorted(((F.cosine_similarity(x, t, dim=0).item(), int(c)) for t, c in zip(train_x, train_y)), reverse=True)[:7]
-        votes = [sum(math.exp(v / 0.1) for v, c in s if c == label) for label in range(4)]
+    for x, y in zip(test_x.double(), test_y):
+        s = sorted(((F.cosine_similarity(x, t, dim=0).item(), int(c)) for t, c in zip(train_x.double(), train_y)), reverse=True)[:7]
+        votes = [sum(math.exp(v / temperature) for v, c in s if c == label) for label in range(4)]
         hits += votes.index(max(votes)) == y
-    assert evaluate.knn(train_x, train_y, test_x, test_y, k=7, temperature=0.1) == hits / 20
+    assert evaluate.knn(train_x, train_y, test_x, test_y, k=7, temperature=temperature) == hits / 20
 
 
 def test_logistic_regression_is_at_the_minimum_of_its_objective():
@@ -196,6 +199,15 @@ def test_a_probe_does_not_depend_on_the_scale_and_offset_of_features():
     assert plain == moved and 0.6 < plain["accuracy"] < 0.95
 
 
+def test_of_equal_strengths_a_probe_takes_the_strongest_and_is_fitted_again_on_all_rows():
+    torch.manual_seed(0)
+    y = torch.arange(90) // 30
+    x, held = 5 * torch.eye(3)[y] + 0.1 * torch.randn(90, 3), y == 2  # a class that only the rows to choose on have
+    found = evaluate.linear_probe(x, y, x[held], y[held], 3, split=(held.nonzero()[:, 0], (~held).nonzero()[:, 0]))
+    assert set(found["validation"].values()) == {0} and found["l2"] == max(evaluate.L2_GRID)
+    assert found["accuracy"] == 1  # and test images of one class are standardised as the training images, not by their own mean
+
+
 def test_a_probe_has_biases():
     """Three classes on a line: the one in the middle is found by its bias alone."""
     torch.manual_seed(0)
@@ -212,6 +224,8 @@ def test_metrics_by_hand():
     # by falling score: right, wrong, right; recall 0.5 from 1 of 1, recall 1 from 2 of 3; the difficult one is not counted
     logits, y = torch.tensor([[4.0], [3], [2], [1], [0]]), torch.tensor([[1], [0], [-1], [1], [0]])
     assert evaluate.score("11-point mAP", logits, y) == pytest.approx((6 + 5 * 2 / 3) / 11)
+    with pytest.raises(ValueError, match="no metric top1"):
+        evaluate.score("top1", logits, y)
 
 
 def test_regressions_of_several_classes_an_image_leave_out_what_is_difficult():
@@ -230,6 +244,11 @@ def labelled(n, seed, size=16):
     images, labels = torch.randint(0, 150, (n, 3, size, size), generator=generator, dtype=torch.uint8), torch.arange(n) % 2
     images[torch.arange(n), 2 * labels] += 60
     return pairs.ImageSet("colours", images, labels, ["red", "blue"])
+
+
+def mean_color():
+    """A backbone whose features tell the classes of `labelled` apart."""
+    return nn.Sequential(evaluate.MeanOverPositions(), nn.Flatten(), nn.BatchNorm1d(3))
 
 
 def test_a_set_with_validation_images_of_its_own_is_chosen_on_them():
@@ -273,6 +292,21 @@ def test_chance_is_that_of_the_metric_each_head_has():
         train.metric = metric
         results = evaluate.judge(["knn", "linear"], backbone, copy.deepcopy(backbone), train, test)
         assert results["knn"]["chance"] == pytest.approx(0.8) and results["linear"]["chance"] == pytest.approx(chance)
+    several = [pairs.replace(s, labels=F.one_hot(s.labels), metric="11-point mAP") for s in (train, test)]
+    several[1].labels[:6] = 0  # of ten images and two classes four are shown
+    assert evaluate.judge(["transfer"], mean_color(), mean_color(), *several)["transfer"]["chance"] == pytest.approx(0.2)
+
+
+def test_the_trained_backbone_is_judged_beside_the_untrained_and_choices_are_made_on_validation_images():
+    torch.manual_seed(0)
+    blind, val = mean_color(), labelled(8, 1)
+    nn.init.zeros_(blind[2].weight)
+    val.labels = 1 - val.labels  # so that whoever learns the training images is always wrong on these
+    results = evaluate.judge(["knn", "linear", "finetune"], mean_color(), blind, labelled(60, 0), labelled(20, 2), val, steps=20, batch_size=8, lrs=[0.1])
+    for head in ("knn", "linear"):
+        assert (results[head]["accuracy"], results[head]["untrained"]) == (1, 0.5)
+    for head in ("linear", "finetune"):
+        assert set(results[head]["validation"].values()) == {0}
 
 
 def test_transformed_images_are_of_few_classes_where_there_are_a_thousand():
@@ -297,6 +331,27 @@ def test_a_small_share_of_the_labels_has_every_class_in_every_training(monkeypat
     monkeypatch.setattr(evaluate, "fit_all_layers", fit)
     evaluate.fine_tune(backbone, train, train, fraction=0.05, lrs=[0.1, 0.01])
     assert [sorted(labels[rows].tolist()) for rows in seen] == [[0, 1, 2]] * 3
+
+
+def test_fine_tuning_chooses_its_learning_rate_on_training_images_alone():
+    train, test = labelled(40, 0), labelled(20, 1)
+    a, b = (evaluate.fine_tune(mean_color(), train, pairs.replace(test, labels=y), steps=20, batch_size=8, seed=3, lrs=[1e-6, 0.1]) for y in (test.labels, 1 - test.labels))
+    assert a["accuracy"] == 1 and b["accuracy"] == 0
+    assert a["lr"] == b["lr"] == 0.1 and a["validation"] == b["validation"] == {1e-6: 0, 0.1: 1}  # with this seed the classifier begins wrong
+
+
+def test_fine_tuning_trains_all_layers_and_batchnorm_also_of_a_frozen_backbone_and_depends_on_its_seed_alone():
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    backbone, train, rates = evaluate.build_backbone("convnet", 16)[0].requires_grad_(False).eval(), labelled(8, 0), []
+    fit = lambda seed: evaluate.fit_all_layers(backbone, train, torch.arange(8), 0.1, 4, 4, seed, "").state_dict()
+    handle = register_optimizer_step_pre_hook(lambda solver, *_: rates.append(solver.param_groups[0]["lr"]))
+    fitted, again, other = fit(0), fit(0), fit(1)
+    handle.remove()
+    assert all(torch.equal(v, again[k]) for k, v in fitted.items()) and not torch.equal(fitted["1.weight"], other["1.weight"])
+    assert not any(torch.equal(v, fitted[f"0.{k}"]) for k, v in backbone.state_dict().items())  # weights, running statistics, counts
+    assert not any(p.requires_grad for p in backbone.parameters()) and not backbone.training
+    assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * step / 4)) for step in range(4)] * 3)
 
 
 def test_fine_tuning_learns_on_a_share_of_the_labels_and_leaves_the_backbone():
@@ -325,6 +380,8 @@ def test_the_share_of_a_factor_for_features_whose_answer_is_known():
     assert evaluate.share_of_factor(h, changed, labels) == pytest.approx(0.5, abs=0.02)
     wider = lambda v: torch.cat([1000 * v, torch.ones(n, 1)], 1)
     assert evaluate.share_of_factor(wider(h), wider(changed), labels) == pytest.approx(0.5, abs=0.02)
+    beside = [torch.cat([v, width * torch.randn(n, 1)], 1) for v, width in ((h, 1e-4), (changed, 1))]  # or nearly constant, in h
+    assert evaluate.share_of_factor(*beside, labels) == pytest.approx(0.5, abs=0.02)
     # variances in a ratio of 1 to 4
     h, changed = ((2 * category + spread * f)[:, None] for f in (factor, torch.randn(n)))
     assert evaluate.share_of_factor(h, changed, labels) == pytest.approx(0.2, abs=0.02)
@@ -341,6 +398,11 @@ def test_the_variance_of_a_category_is_unbiased():
         means.append((classes.mean(1).var(0) - classes.var(1).mean(0) / 10).sum().item())
         assert evaluate.variance_of_category(h, labels) == pytest.approx(max(means[-1], 0), abs=1e-5)
     assert abs(sum(means) / 200) < 0.05  # the biased one would be 0.5
+    h = torch.randn(40, 5) + labels[:, None]
+    alone = torch.cat([h, torch.full((1, 5), 100.0)]), torch.cat([labels, torch.tensor([4])])  # and a class of one image
+    assert evaluate.variance_of_category(*alone) == evaluate.variance_of_category(h, labels) > 1
+    with pytest.raises(ValueError, match="two classes with two images"):
+        evaluate.variance_of_category(h[:5], torch.tensor([0, 0, 0, 1, 2]))
 
 
 def test_every_factor_and_transformation_changes_the_images_and_nothing_else_moves():
@@ -354,6 +416,25 @@ def test_every_factor_and_transformation_changes_the_images_and_nothing_else_mov
     assert torch.equal(same, images) and set(transformed) == set(evaluate.TRANSFORMS)
     assert all(t.dtype == torch.uint8 and not torch.equal(t, images) for t in transformed.values())
     assert torch.equal(transformed["flip"], images.flip(3))
+
+
+def test_scenes_for_invariance_show_the_held_out_categories_of_the_runs_world(monkeypatch):
+    render, shown = pairs.render_scenes, []
+    monkeypatch.setattr(pairs, "render_scenes", lambda factors, shapes, *rest: shown.append(shapes[0]) or render(factors, shapes, *rest))
+    pairs.scenes("test", 8, seed=3, held_out=True)
+    evaluate.scene_changes(3, 8, n=20)
+    assert len(shown) > 2 and all(torch.equal(shapes, shown[0]) for shapes in shown)
+
+
+def test_shares_are_those_of_the_trained_and_of_the_untrained_backbone(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    changes = evaluate.scene_changes
+    evaluate.write_json(tmp_path / "config.json", {"method": None, "image_size": 16, "seed": 0, "data": None})
+    monkeypatch.setattr(evaluate, "load_backbone", lambda run: (mean_color(), nn.Sequential(nn.Flatten(), nn.BatchNorm1d(768))))
+    monkeypatch.setattr(evaluate, "load_splits", lambda *_: [labelled(40, 0)])
+    monkeypatch.setattr(evaluate, "scene_changes", lambda seed, size: changes(seed, size, n=40))
+    found = evaluate.invariance_run(tmp_path, torch.device("cpu"))["transformations of colours"]["factors"]["flip"]
+    assert found["share"] < 1e-3 and found["untrained"] > 0.1  # the mean colour stays, the pixels move
 
 
 # -- collapse signals
@@ -379,12 +460,12 @@ def test_collapse_signals_of_known_cases():
 # -- run folder
 
 
-def make_run(tmp_path, **options):
+def make_run(tmp_path, files=None, **options):
     import simclr
 
     argv = [f"--{k.replace('_', '-')}" + f"={v}" * (v is not True) for k, v in ({"out": tmp_path / "run", "epochs": 2, "batch_size": 4} | options).items()]
     args = simclr.parse_args(argv + ["--device=cpu"])
-    pool = pairs.ImageSet("t", torch.zeros(8, 3, 16, 16, dtype=torch.uint8), torch.zeros(8, dtype=torch.long), ["a"])
+    pool = pairs.ImageSet("t", torch.zeros(8, 3, 16, 16, dtype=torch.uint8), torch.zeros(8, dtype=torch.long), ["a"], files_crc32=files)
     backbone, _ = evaluate.build_backbone("convnet", 16)
     optimizer = torch.optim.SGD(backbone.parameters(), 0.1)
     view = pairs.Augmentation()
@@ -397,6 +478,13 @@ def test_a_run_folder_is_never_overwritten(tmp_path):
     with pytest.raises(UserError, match="--resume goes on"):
         make_run(tmp_path)
     assert kept == {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+
+
+def test_a_run_does_not_go_on_with_other_files(tmp_path):
+    make_run(tmp_path, files=7)
+    make_run(tmp_path, files=7, resume=True)
+    with pytest.raises(UserError, match="--resume: files_crc32 was 7 in .* and is 8 now"):
+        make_run(tmp_path, files=8, resume=True)
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path):
@@ -433,7 +521,7 @@ def test_a_collapsing_run_warns_once_in_plain_words(tmp_path, capsys):
         run.log(run.step // 2, torch.tensor(1.0), 0.1, torch.ones(4, 8))
     assert capsys.readouterr().out.count("warning: the embeddings are collapsing") == 1
     lines = [json.loads(line) for line in open(run.folder / "log.jsonl")]
-    assert [line["step"] for line in lines] == [2, 4] and lines[0]["loss"] == 1.0 and 0 <= lines[0]["seconds"] <= lines[1]["seconds"]
+    assert [line["step"] for line in lines] == [2, 4] and [line["loss"] for line in lines] == [1.0, 1.0] and 0 <= lines[0]["seconds"] <= lines[1]["seconds"]
     assert list(lines[0]) == ["epoch", "step", "loss", "lr", "images_per_second", "seconds", "embedding_std", "effective_rank", "semantic_rate", "false_rate", "same_class_rate"]
 
 
@@ -516,6 +604,12 @@ def test_the_limit_of_a_run_holds_for_its_data_however_it_is_named(tmp_path, mon
     for told, said in ((known, ""), (known + 1, "note: photos holds other files than those that the run was trained on\n")):
         evaluate.load_splits(config | {"files_crc32": told}, "photos", splits=["train"])
         assert capsys.readouterr().out == said
+
+
+def test_scenes_are_those_of_the_runs_world():
+    config = {"data": "scenes", "pairs": "semantic", "limit": None, "image_size": 8, "seed": 3, "root": "data"}
+    (found,) = evaluate.load_splits(config, "scenes", splits=["test"])
+    assert torch.equal(found.images, pairs.scenes("test", 8, seed=3).images)
 
 
 def test_chance_is_to_name_the_largest_class():
