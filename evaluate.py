@@ -1357,7 +1357,7 @@ def compare(runs, by=(), only=()):
                 raise UserError(f"--by {name}: no option of {run}; its options are {', '.join(vars_of(config))}")
         ablated = "".join(", with all transforms" if name == "without" and not config[name] else f", {name} {config[name]}" for name in by)
         groups.setdefault((config["method"] or run.name, data_of(config) + ablated), []).append((run, config, read_json(file)))
-    rows = []
+    rows, known = [], {}
     for (method, data), members in groups.items():
         first_run, first, _ = members[0]
         for run, config, _ in members[1:]:
@@ -1368,24 +1368,26 @@ def compare(runs, by=(), only=()):
         for control in controls:  # each beside the same augmented runs
             chosen = [(run, config, measures(results)) for run, config, results in members
                       if arm_of(config) != "semantic" or control_of(config) == control]
-            for measure in dict.fromkeys(measure for *_, found in chosen for measure in found):
+            here = dict.fromkeys(measure for *_, found in chosen for measure in found)
+            known |= {" ".join(measure): None for measure in here}
+            for measure in (measure for measure in here if not only or " ".join(measure) in only):
                 rows.append(compare_one(method, data + control, measure, [m for m in chosen if measure in m[2]]))
-    known = dict.fromkeys(row["measure"] for row in rows)
     for name in only:
         if name not in known:
             raise UserError(f"--measure {name}: not measured in these runs; choose from {', '.join(known)}")
-    return [row for row in rows if not only or row["measure"] in only]
+    return rows
 
 
 def compare_one(method, data, measure, members):
     """One row of `compare`, of the members (run, config, measures) that have the measure."""
     row = {"method": method, "data": data, "measure": " ".join(measure), "untrained": {}, "chance": None}
-    first_run, protocol = members[0][0], members[0][2][measure]["protocol"]
+    protocol = {}  # {what should be equal: (value, run that has it)}
     for run, config, found in members:
         arm, seed, number = row.setdefault(arm_of(config), {}), config["seed"], found[measure]
         for key, value in number["protocol"].items():
-            if value != protocol.get(key, value):
-                raise UserError(f"{row['measure']} is not comparable: {key} is {protocol[key]} in {first_run} and {value} in {run}; evaluate one again")
+            other, where = protocol.setdefault(key, (value, run))  # results of older code may lack one
+            if value != other:
+                raise UserError(f"{row['measure']} is not comparable: {key} is {other} in {where} and {value} in {run}; evaluate one again")
         if seed in arm:
             raise UserError(f"{run}: another run of {method}, {arm_of(config)} pairs, seed {seed} is there already")
         if "value" in number:

@@ -909,7 +909,7 @@ def find_images(folder):
             continue
         seen.add(real)
         found += [Path(parent, name) for name in files if name[0] != "." and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
-    return sorted(p for p in found if p.is_file())
+    return sorted((p for p in found if p.is_file()), key=lambda p: p.parts)  # on Windows too, where paths ignore case
 
 
 def folders_in(folder):
@@ -919,7 +919,7 @@ def folders_in(folder):
 
 def crc32_of(folder, paths):
     """A check sum of the paths below a folder."""
-    return zlib.crc32("\0".join(str(path).removeprefix(str(Path(folder))) for path in paths).encode(errors="surrogateescape"))
+    return zlib.crc32("\0".join(path.as_posix().removeprefix(Path(folder).as_posix()) for path in paths).encode(errors="surrogateescape"))
 
 
 def has_class_folders(folder):
@@ -1049,10 +1049,13 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
     Below `cache` lies a folder for this list of files and this size: images.bin, uint8 (N, 3, S, S), mapped into memory
     and not read into it; done.bin, a byte for each image (0 not yet, 1 decoded, 2 cannot be read); index.json, the
     paths and a fingerprint of the files' sizes and times. Several processes decode. What is there already is used; a
-    killed build goes on where it stopped; a changed source is decoded anew. Raises UserError when the disk is too full.
+    killed build goes on where it stopped; a changed source is decoded anew. Raises UserError when the disk is too full. A script
+    that loads many images needs if __name__ == "__main__", as always with multiprocessing.
     """
     if cache is None:
         return decode(paths[:first], first, image_size, what, skip_bad)
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a process of `fill`, which would wait for its parent
+        raise UserError('load images under if __name__ == "__main__": the processes that decode import the script first')
     image_size = large_enough(image_size or natural_size(paths))
     absolute = functools.cache(os.path.abspath)  # of each folder once: there may be a million files
     names, n = [os.path.join(absolute(folder), name) for folder, name in map(os.path.split, paths)], len(paths)
@@ -1223,7 +1226,7 @@ def load_boxes(data, seed=0, image_size=128):
             raise UserError(f"--data {folder}: neither scenes nor a folder of the VOC layout (no Annotations/ in it)")
         folders += found
     lists = lambda name: {f: f / "ImageSets" / "Main" / f"{name}.txt" for f in folders if (f / "ImageSets" / "Main" / f"{name}.txt").is_file()}
-    read = lambda files: [(f, line.split()[0]) for f, file in files.items() for line in file.read_text().splitlines() if line.strip()]
+    read = lambda files: [(f, line.split()[0]) for f, file in files.items() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if lists("test"):
         train, test = read(lists("train") | lists("trainval")), read(lists("test"))
     elif lists("val") and lists("train"):

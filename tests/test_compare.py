@@ -64,6 +64,14 @@ def test_runs_that_were_judged_otherwise_or_stopped_are_refused(make):
         evaluate.compare(runs)
     evaluate.add_results(runs[1], {"finetune": {"held": {"accuracy": 0.4, "untrained": 0.1, "chance": 0.05, "n_train": 50, "steps": 100, "lr": 0.1}}})
     assert [row["difference"][0] for row in evaluate.compare(runs)] == pytest.approx([0.1, 0.1])  # what was chosen may differ
+    older = json.loads((runs[0] / "result.json").read_text())
+    del older["finetune"]["held"]["n_train"]  # the first of the runs need not have what the others differ in
+    evaluate.write_json(runs[0] / "result.json", older)
+    other = make("semantic", 1, 0.6)
+    evaluate.add_results(other, {"finetune": {"held": {"accuracy": 0.4, "untrained": 0.1, "chance": 0.05, "n_train": 5, "steps": 100, "lr": 0.1}}})
+    with pytest.raises(UserError, match="finetune held is not comparable: n_train is 50 in .* and 5 in "):
+        evaluate.compare([*runs, other])
+    assert [row["measure"] for row in evaluate.compare([*runs, other], only=["linear held"])] == ["linear held"]  # which is comparable
     evaluate.add_results(runs[0], {"detect": {"v, seed 0": {"ap": 0.3, "ap50": 0.6, "steps": 2}, "v, seed 1": {"ap": 0.5, "ap50": 0.8, "steps": 3}}})
     with pytest.raises(UserError, match="not all were trained alike: steps is 2 and 3"):
         evaluate.compare(runs)
@@ -111,7 +119,7 @@ def test_what_is_written(make, tmp_path):
     runs = [make(arm, seed, value) for seed in (0, 1) for arm, value in (("augmented", 0.5), ("semantic", 0.6 + 0.2 * seed))]
     text = evaluate.write_comparison(evaluate.compare(runs), tmp_path / "out")
     assert "| 0.500 ± 0.000 (2) | 0.700 ± 0.141 (2) | +0.200 [-1.071, +1.471] | +0.100, +0.300 |" in text
-    assert (tmp_path / "out" / "comparison.md").read_text().strip() == text
+    assert (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8").strip() == text
     assert len({line.count("|") for line in text.splitlines()}) == 1  # the table's rule has as many columns as its rows
     table = list(csv.DictReader(open(tmp_path / "out" / "comparison.csv")))
     assert [(r["arm"], r["seed"], float(r["value"])) for r in table if r["arm"] == "semantic"] == [("semantic", "0", 0.6), ("semantic", "1", 0.8)]

@@ -543,6 +543,14 @@ def test_bad_images_and_full_disks_with_a_cache(tmp_path, monkeypatch):
         pairs.cached(files, 6, 24, "", cache=tmp_path / "cache")
 
 
+def test_a_script_that_decoding_processes_import_again_is_told(tmp_path, monkeypatch):
+    """Such a process would wait for the lock that its parent holds."""
+    files = noisy(tmp_path / "d", 2)
+    monkeypatch.setattr(pairs.multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(UserError, match='load images under if __name__ == "__main__"'):
+        pairs.cached(files, 2, 16, "", cache=tmp_path / "cache")
+
+
 def test_a_killed_build_goes_on_and_ends_equal(tmp_path):
     """SIGKILL at moments spread over the build, which runs in several processes."""
     import signal

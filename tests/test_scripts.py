@@ -73,7 +73,7 @@ def photos(tmp_path_factory):
                 pixels = torch.randint(0, 120, (16, 16, 3), generator=generator, dtype=torch.uint8)
                 pixels[:, :, c] += 100
                 Image.fromarray(pixels.numpy()).save(folder / split / name / f"{i}.png")
-    with open(folder / "list.csv", "w", newline="") as file:
+    with open(folder / "list.csv", "w", newline="", encoding="utf-8") as file:
         rows = [(f"train/{n}/{i}.png", f"train/{n}/{(i + 1) % 20}.png", n) for n in ("rot grün", "blau") for i in range(20)]
         csv.writer(file).writerows([("image_a", "image_b", "category"), *rows])
     return folder

@@ -6,7 +6,8 @@
 set -e
 data=$1 python=${2:-.venv/bin/python}
 export OMP_NUM_THREADS=1
-printf '%s\n' augmented semantic | xargs -P 2 -I {} "$python" simclr.py --pairs {} --backbone resnet18 --image-size 72 --epochs 20 --out runs/resnet18-{} > results/detection/pretraining.txt
+printf '%s\n' augmented semantic | xargs -P 2 -I {} "$python" simclr.py --pairs {} --backbone resnet18 --image-size 72 --epochs 20 --out runs/resnet18-{} > runs-output.txt
+mv runs-output.txt results/detection/pretraining.txt  # only now: a changed file would mark the runs' commit as dirty
 for seed in 0 1 2; do
   echo "runs/resnet18-augmented --init run --seed $seed"
   echo "runs/resnet18-semantic --init run --seed $seed"

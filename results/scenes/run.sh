@@ -18,9 +18,9 @@ for seed in 0 1 2 3 4; do
   done
 done | xargs -P 2 -L 1 "$python" > runs-output.txt 2>&1  # not below results yet: a changed file there would mark the runs' commit as dirty
 mv runs-output.txt results/scenes/output.txt
-printf '%s\n' runs/*-scenes-seed[0-4] | xargs -P 2 -I {} "$python" evaluate.py transfer {} --data scenes-shifted > results/scenes/shifted.txt
-"$python" evaluate.py invariance runs/{simclr,moco,byol,simsiam}-*-scenes-seed[0-4] --picture results/scenes/invariance.png > results/scenes/invariance.txt
-for run in runs/*-scenes-seed[0-4]; do
+printf '%s\n' runs/{simclr,moco,byol,simsiam}-{augmented,semantic}-scenes-seed[0-4] | xargs -P 2 -I {} "$python" evaluate.py transfer {} --data scenes-shifted > results/scenes/shifted.txt
+"$python" evaluate.py invariance runs/{simclr,moco,byol,simsiam}-{augmented,semantic}-scenes-seed[0-4] --picture results/scenes/invariance.png > results/scenes/invariance.txt
+for run in runs/{simclr,moco,byol,simsiam}-{augmented,semantic}-scenes-seed[0-4]; do
   mkdir -p "results/scenes/$(basename "$run")"
   cp "$run"/{config.json,result.json,log.jsonl} "results/scenes/$(basename "$run")/"
 done

@@ -20,7 +20,8 @@ commands() {  # of 40 runs: epochs, and a folder for the runs if not the usual o
           simclr | byol) options="--warmup-epochs 10" ;;  # the default when the first were run; now a tenth of the epochs at most
           *) options= ;;
         esac
-        echo "$method.py --pairs $pairs --seed $seed --data $cifar --backbone convnet --epochs $1 --limit 20000 $options ${2:+--out $2/$method-$pairs-seed$seed}"
+        # what may be empty is not last: xargs takes a line that ends in a blank and the next one for one command
+        echo "$method.py --pairs $pairs --seed $seed --data $cifar $options ${2:+--out $2/$method-$pairs-seed$seed} --backbone convnet --epochs $1 --limit 20000"
       done
     done
   done
