@@ -34,6 +34,7 @@ def test_scenes_are_a_function_of_the_seed_and_categories_are_not_shared():
     seen = pairs.sample_shapes(256, pairs.stream("shapes", "seen", 3))[0]
     held = pairs.sample_shapes(20, pairs.stream("shapes", "held-out", 3))[0]
     assert (seen[:, None] - held[None]).abs().sum(2).min() > 0.05  # no held-out shape is a seen one
+    assert torch.equal(pairs.load_images("scenes", "train", 8, seed=3).images, pairs.scenes("train", 8, seed=3).images)
 
 
 def test_scenes_are_those_of_the_published_results():
@@ -94,6 +95,8 @@ def test_folder_with_splits_and_without(tmp_path):
     assert train.labels.tolist()[:4] == [0, 1, 0, 1]  # in turns, so a prefix is balanced
     assert train.images[1, :, 0, 0].tolist() == [100, 0, 50]
     assert pairs.load_images(str(tmp_path / "a"), limit=4).labels.tolist() == [0, 1, 0, 1]
+    assert len(pairs.load_images(str(tmp_path / "a"), "test", limit=3)) == 4  # a limit is for training
+    assert [len(pairs.load_images("scenes", split, 8, limit=3)) for split in ("train", "test")] == [3, 1024]
     assert pairs.load_images(str(tmp_path / "a"), image_size=32).images.shape == (10, 3, 32, 32)
 
     write_folder(tmp_path / "b")
@@ -134,6 +137,8 @@ def test_partners_share_the_class_and_are_uniform_over_the_others():
     chi2 = torch.where(allowed, (counts - expected) ** 2 / expected, 0.0).sum(1)
     # class 0 has 3 partners to choose from: chi-square with 2 degrees of freedom, 99.99 % point 18.4
     assert (chi2[labels == 0] < 18.4).all() and (chi2[labels != 0] == 0).all()
+    long, int32 = (pairs.semantic_partners(y, pairs.stream("dtype")) for y in (labels, labels.int()))
+    assert torch.equal(long, int32) and int32.dtype == torch.int64
 
 
 def test_arms_are_matched():
@@ -149,6 +154,26 @@ def test_arms_are_matched():
         assert torch.equal(x1, y1) and not torch.equal(x2, y2)  # the anchors' views are equal to the last bit
 
 
+def test_every_epoch_and_every_seed_draws_order_partners_and_augmentation_anew():
+    data, view = pool(torch.arange(64) % 4), pairs.Augmentation()
+    alike = pairs.replace(data, images=data.images[:1].expand_as(data.images))  # so that batches differ by their augmentation alone
+    drawn = []
+    for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0)):
+        anchor, partner = pairs.make_pairs("semantic", data, seed).epoch(epoch)
+        x1, x2 = next(pairs.batches(pairs.make_pairs("semantic", alike, seed), epoch, 8, view, view, "cpu"))
+        drawn.append([v.numpy().tobytes() for v in (anchor, partner[anchor.argsort()], x1, x2)])
+    assert [len(set(what)) for what in zip(*drawn)] == [3] * 4 and drawn[0] == drawn[3]
+
+
+def test_the_anchors_are_seen_under_view_1_and_the_partners_under_view_2():
+    source = pairs.make_pairs("semantic", pool(torch.arange(16) % 4), 0)
+    plain = pairs.Augmentation().without(pairs.Augmentation.SWITCHES)
+    (anchor, partner), images = source.epoch(0), source.pool.images / 255
+    x1, x2 = next(pairs.batches(source, 0, 16, plain, pairs.replace(plain, p_solarize=1.0), "cpu"))
+    assert torch.allclose(x1, pairs.normalize(images[anchor]), atol=1e-4)
+    assert torch.allclose(x2, pairs.normalize(pairs.solarize(images[partner])), atol=1e-4)
+
+
 def test_a_class_with_one_image_is_an_error_that_names_it():
     with pytest.raises(UserError, match="c1"):
         pairs.make_pairs("semantic", pool([0, 0, 1, 2, 2]), 0)
@@ -159,8 +184,9 @@ def test_pieces_refuse_what_they_would_get_wrong():
     for labels in ([0, 1, 1], [1, 1, 2]):
         with pytest.raises(ValueError, match="one image has no partner"):
             pairs.semantic_partners(torch.tensor(labels), pairs.stream(0))
-    with pytest.raises(ValueError, match="square"):
-        pairs.augment(torch.zeros(2, 3, 8, 12, dtype=torch.uint8), pairs.Augmentation(), pairs.stream(0))
+    for images in (torch.zeros(2, 3, 8, 8), *(torch.zeros(*shape, dtype=torch.uint8) for shape in ((2, 3, 8, 12), (2, 3, 12, 8), (2, 4, 8, 8), (3, 8, 8)))):
+        with pytest.raises(ValueError, match="square RGB images, uint8"):
+            pairs.augment(images, pairs.Augmentation(), pairs.stream(0))
 
 
 def test_names_and_lists_of_transforms_are_taken_however_they_are_written(tmp_path, monkeypatch):
@@ -254,6 +280,29 @@ def test_parts_join_to_what_one_part_gives():
     assert torch.allclose(parts, whole, atol=1e-5) and parts.std() > 0.1
 
 
+def test_augmentation_under_autocast_is_that_without_but_for_rounding():
+    view = pairs.Augmentation(p_blur=0.5, p_solarize=0.5)
+    plain = pairs.augment(photos(16), view, pairs.stream("autocast"))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = pairs.augment(photos(16), view, pairs.stream("autocast"))
+    assert rounded.dtype == torch.float32 and (rounded - plain).abs().mean() < 0.01
+
+
+def test_a_constant_is_the_same_whoever_asks_first():
+    """It is kept: a caller's default dtype or inference mode would stay with all later ones."""
+    ask = lambda: pairs.constant((0.5, 1.0), torch.device("cpu"))
+    try:
+        torch.set_default_dtype(torch.float64)
+        pairs.constant.cache_clear()
+        assert ask().dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+    pairs.constant.cache_clear()
+    with torch.inference_mode():
+        ask()
+    assert not ask().is_inference()
+
+
 @pytest.mark.parametrize("shift", [-0.5, -0.2, 0.05, 0.3])
 def test_hue_equals_torchvisions(shift):
     x = photos().float() / 255
@@ -338,13 +387,15 @@ def test_every_image_of_a_batch_has_parameters_of_its_own():
         nothing.without(["sharpen"])
 
 
-def test_blur_is_off_below_64_pixels_unless_asked_for():
+def test_blur_is_off_below_64_pixels_unless_asked_for_and_each_view_has_its_own():
     import byol
     import simclr
 
     for argv, size, expected in (([], 32, 0), ([], 64, 0.5), (["--blur", "0.3", "0"], 32, 0.3), (["--without", "blur"], 96, 0)):
         assert pairs.make_views(simclr.parse_args(argv), size)[0].p_blur == expected
-    assert [view.p_blur for view in pairs.make_views(byol.parse_args(["--data", "x"]), 224)] == [1.0, 0.1]  # BYOL, App. B
+    for argv, expected in (([], [(1.0, 0.0), (0.1, 0.2)]), (["--blur", "0.3", "0.4", "--solarize", "0.5", "0.6"], [(0.3, 0.5), (0.4, 0.6)])):
+        views = pairs.make_views(byol.parse_args(["--data", "x", *argv]), 224)
+        assert [(view.p_blur, view.p_solarize) for view in views] == expected  # without options BYOL's, App. B
 
 
 
@@ -453,6 +504,13 @@ def test_awkward_images_are_read_as_they_look(tmp_path):
         assert turned[2].mean() < 20 < turned[17].mean()  # black above: the camera was held sideways
 
 
+def test_images_are_cropped_to_their_middle_and_not_squeezed():
+    wide = Image.new("RGB", (48, 16), (255, 0, 0))
+    wide.paste((0, 255, 0), (16, 0, 32, 16))
+    for image in (wide, wide.rotate(90, expand=True)):
+        assert (pairs.fit(image, 8)[:, 1:-1, 1:-1] == [[[0]], [[255]], [[0]]]).all()  # red shines a little into the border
+
+
 def test_bad_images_are_all_named_or_left_out(tmp_path, capsys):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -512,10 +570,12 @@ def test_an_array_larger_than_the_memory_is_mapped(tmp_path):
 def test_a_changed_source_is_decoded_anew(tmp_path, capsys):
     files = noisy(tmp_path / "d", 5)
     pairs.cached(files, 5, 16, "", cache=tmp_path / "cache")
-    Image.new("RGB", (30, 30), (1, 2, 3)).save(files[3])
-    images, _ = pairs.cached(files, 5, 16, "", cache=tmp_path / "cache")
-    assert images[3, :, 0, 0].tolist() == [1, 2, 3] and "has changed" in capsys.readouterr().out
-    assert torch.equal(images, pairs.decode(files, 5, 16, "")[0])
+    for colour in ((1, 2, 3), (4, 5, 6)):  # the second is as large as the first: only its time tells
+        Image.new("RGB", (30, 30), colour).save(files[3], "BMP")
+        os.utime(files[3], (colour[0], colour[0]))
+        images, _ = pairs.cached(files, 5, 16, "", cache=tmp_path / "cache")
+        assert images[3, :, 0, 0].tolist() == list(colour) and "has changed" in capsys.readouterr().out
+        assert torch.equal(images, pairs.decode(files, 5, 16, "")[0])
 
 
 @pytest.mark.parametrize("damage", [lambda f: (f / "images.bin").unlink(), lambda f: (f / "done.bin").unlink(), lambda f: (f / "index.json").unlink(),
@@ -830,7 +890,34 @@ def test_detection_scenes_have_apart_boxes_around_objects_that_stand_out():
         assert all(image[y1:y2, x1:x2].max() > image[outside].mean() for x1, y1, x2, y2 in b.int().tolist())
 
 
+def test_detection_scenes_are_others_for_each_split_and_seed(monkeypatch):
+    drawn = [torch.stack(pairs.detection_scenes(split, 8, 16, seed).images) for split, seed in (("train", 0), ("test", 0), ("train", 1))]
+    assert all((drawn[0] == other).float().mean() < 0.1 for other in drawn[1:])  # contexts too, of which most pixels are
+    monkeypatch.setattr(pairs, "detection_scenes", lambda *arguments: arguments)
+    assert pairs.load_boxes(["scenes"], 3, 16) == (("train", 400, 16, 3), ("test", 200, 16, 3))
+
+
 # -- other data sets
+
+
+def test_splits_and_metrics_of_torchvisions_sets_are_those_of_publications():
+    """Written out once more: figures are comparable with those of papers only if both are theirs."""
+    split = lambda *names: tuple(name and {"split": name} for name in names)
+    voc = lambda name: {"year": "2007", "image_set": name}
+    assert {name: (*splits, metric) for name, (_, *splits, metric) in pairs.TORCHVISION_SETS.items()} == {
+        "cifar10": ({"train": True}, None, {"train": False}, "top-1"),
+        "cifar100": ({"train": True}, None, {"train": False}, "top-1"),
+        "stl10": (*split("train", None, "test"), "top-1"),
+        "svhn": (*split("train", None, "test"), "top-1"),
+        "food101": (*split("train", None, "test"), "top-1"),
+        "flowers102": (*split("train", "val", "test"), "mean per class"),
+        "pets": (*split("trainval", None, "test"), "mean per class"),
+        "dtd": (*split("train", "val", "test"), "top-1"),
+        "aircraft": (*split("train", "val", "test"), "mean per class"),
+        "cars": (*split("train", None, "test"), "top-1"),
+        "caltech101": ({}, None, {}, "mean per class"),
+        "sun397": ({}, None, {}, "top-1"),
+        "voc2007": (voc("train"), voc("val"), voc("test"), "11-point mAP")}
 
 
 @pytest.mark.parametrize("name", list(pairs.TORCHVISION_SETS))
@@ -869,7 +956,7 @@ def test_a_set_without_a_split_of_its_own_gets_thirty_a_class(monkeypatch):
     assert sorted(shown(train) + shown(test)) == list(range(75)) and torch.bincount(train.labels).tolist() == [30, 30]
     assert all(label == (i >= 40) for s in (train, test) for i, label in zip(shown(s), s.labels))
     assert train.metric == "mean per class" and train.classes == ["ants", "bees"] and shown(train) != sorted(shown(train))
-    assert pairs.load_images("caltech101", "val") is None
+    assert pairs.load_images("caltech101", "val") is None and len(pairs.load_images("caltech101", "test", limit=3)) == len(test)
 
 
 def voc_folder(folder, lists, n=10):
@@ -917,8 +1004,10 @@ def test_mistakes_in_a_voc_folder_are_named(tmp_path):
 
 def test_voc_classification_knows_what_is_difficult(tmp_path):
     voc_folder(tmp_path / "VOCdevkit" / "VOC2007", {"train": range(0, 4), "val": range(4, 7), "test": range(7, 10)})
-    train, val = (pairs.load_images("voc2007", split, 16, root=tmp_path) for split in ("train", "val"))
-    assert train.labels.tolist() == [[1, -1], [1, 0], [1, 0], [1, 1]] and len(val) == 3 and train.metric == "11-point mAP"
+    train, val, test = (pairs.load_images("voc2007", split, 16, root=tmp_path) for split in ("train", "val", "test"))
+    assert train.labels.tolist() == [[1, -1], [1, 0], [1, 0], [1, 1]] and train.metric == "11-point mAP"
+    shown = lambda s: (s.images[:, 0].float().mean((1, 2)) / 20).round().int().tolist()
+    assert [shown(s) for s in (train, val, test)] == [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9]]
     with pytest.raises(UserError, match="several classes"):
         pairs.make_pairs("semantic", train, 0)
 

@@ -27,6 +27,7 @@ class Recorded:
 
     def __init__(self, method, args, source, view1, view2, backbone, model, optimizer):
         self.model, self.start, self.epoch, self.step, self.lines, self.saved = model, copy.deepcopy(model), 0, 0, [], []
+        self.views = view1, view2
         Recorded.last = self
 
     def log(self, epoch, loss, lr, z):
@@ -129,6 +130,19 @@ def test_a_run_equals_a_loop_by_hand(method, optimizer, float64, monkeypatch):
         assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-9) for a, b in zip(slow.parameters(), theirs.parameters(), strict=True))
     if method == "moco":  # after six batches of a queue of two the oldest key is at the start again
         assert torch.allclose(nn.functional.normalize(torch.stack(queue), dim=1), run.model.queue, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", OPTIONS)
+def test_batches_are_asked_of_the_training_images_under_view_1_and_view_2(method, monkeypatch):
+    asked = []
+    monkeypatch.setattr(pairs, "batches", lambda *a: asked.append(a) or ())
+    run = trained(method, monkeypatch, ["--blur", 0.1, 0.2, "--solarize", 0.3, 0.4, "--seed", 1])
+    images = pairs.scenes("train", 16, seed=1).images[: BATCH * STEPS // EPOCHS + 5]
+    assert [epoch for _, epoch, *_ in asked] == [0, 1]
+    for source, _, size, view1, view2, _, given in asked:
+        assert (source.seed, size, view1, view2) == (1, BATCH, *run.views)
+        assert torch.equal(given, images) and torch.equal(source.pool.images, images)
+    assert [(view.p_blur, view.p_solarize) for view in run.views] == [(0.1, 0.3), (0.2, 0.4)]
 
 
 @pytest.mark.parametrize("method, loss", [("simclr", "nt_xent"), ("moco", "info_nce"), ("byol", "regression_loss"), ("simsiam", "negative_cosine")])
