@@ -448,7 +448,7 @@ def fine_tune(backbone, train, test, split=None, fraction=1.0, steps=1000, batch
 
 
 def build_detector(backbone, classes, kind="c4", size=(800,), rois=512, roi_size=14):
-    """Faster R-CNN of torchvision on a backbone: all layers train, BatchNorm included (MoCo, detection/).
+    """Faster R-CNN of torchvision on a backbone: all its layers train, also if they were frozen, BatchNorm included (MoCo, detection/).
 
     kind "c4": proposals and RoIAlign on the feature map before the last stage; the last stage, a BatchNorm and
     the mean over positions are the box head (He et al. 2016; MoCo's R50-C4 with its extra BatchNorm). "fpn": a
@@ -660,7 +660,7 @@ def draw_detections(path, data, found, n=8, threshold=0.5):
     handles = [plt.Line2D([], [], color=colors[i % 10], label=name) for i, name in enumerate(data.classes[:10])]
     handles += [plt.Line2D([], [], color="gray", ls=":", label="true box (white)")]
     figure.legend(handles=handles, loc="outside lower center", ncols=6)
-    figure.suptitle(f"{data.name}: detections with a score of at least {threshold}")
+    figure.suptitle(f"{data.name}: detections with a score of at least {threshold}", parse_math=False)
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
@@ -809,7 +809,7 @@ def join(device_name, batch_size):
         # process 0 may download or decode a data set while the others wait
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=12))
         if dist.get_rank():
-            sys.stdout = open(os.devnull, "w")
+            sys.stdout = open(os.devnull, "w", errors="backslashreplace")
     return device
 
 
@@ -1355,7 +1355,8 @@ def compare(runs, by=(), only=()):
         for name in by:
             if name not in vars_of(config):
                 raise UserError(f"--by {name}: no option of {run}; its options are {', '.join(vars_of(config))}")
-        ablated = "".join(", with all transforms" if name == "without" and not config[name] else f", {name} {config[name]}" for name in by)
+        value = lambda name: f"{name} {'nothing' if config[name] in ('', None) else config[name]}"
+        ablated = "".join(", with all transforms" if name == "without" and not config[name] else f", {value(name)}" for name in by)
         groups.setdefault((config["method"] or run.name, data_of(config) + ablated), []).append((run, config, read_json(file)))
     rows, known = [], {}
     for (method, data), members in groups.items():
@@ -1466,10 +1467,10 @@ def draw_comparison(rows, path, panels=6):
                     color = ARM_COLORS.get(arm, "black")
                     axis.plot([x + offset] * len(values), values, "o", ms=4, color=color, alpha=0.7, label=arm if x == 0 else None)
                     axis.hlines(np.mean(values), x + offset - 0.1, x + offset + 0.1, color=color)
-        axis.set_xticks(range(len(here)), list(map(name, here)), fontsize=8)
+        axis.set_xticks(range(len(here)), list(map(name, here)), fontsize=8, parse_math=False)  # data may be named $5
         if chance := max(row["chance"] or 0 for row in here):  # of earlier versions some results say 1 / classes
             axis.axhline(chance, color="0.6", ls=":", lw=1, label="chance")
-        axis.set_title(title, fontsize=9), axis.set_ylim(0, 1.02), axis.set_xlim(-0.5, len(here) - 0.5), axis.grid(axis="y", alpha=0.3)
+        axis.set_title(title, fontsize=9, parse_math=False), axis.set_ylim(0, 1.02), axis.set_xlim(-0.5, len(here) - 0.5), axis.grid(axis="y", alpha=0.3)
     for axis in axes.flat[len(shown) :]:
         axis.axis("off")
     handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels())}
@@ -1504,7 +1505,7 @@ def draw_invariance(results, path):
             if column == len(by_method) - 1:
                 for text, low, high in (("not imitated", 0, outside), ("imitated by\naugmentation", outside, len(factors))):
                     axis.text(1.03, (low + high - 1) / 2, text, fontsize=8, rotation=270, va="center")
-            axis.set_title(f"{method}: {next(n for _, s in members for n in s if n.startswith(kind))}", fontsize=8)
+            axis.set_title(f"{method}: {next(n for _, s in members for n in s if n.startswith(kind))}", fontsize=8, parse_math=False)
     for axis in axes[-1]:
         axis.set_xlabel("share (0: ignored, 0.5: as the category)", fontsize=8)
     figure.tight_layout(rect=(0, 0.3 / figure.get_figheight(), 1, 1))

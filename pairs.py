@@ -493,7 +493,6 @@ def pyplot():
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["text.parse_math"] = False  # a class may be named $5
     import matplotlib.pyplot
 
     return matplotlib.pyplot
@@ -532,11 +531,13 @@ def save_picture(path, source, view1, view2, columns=6):
 
 
 def load_pairs(args):
-    """The Pairs that the command line asks for: options --pairs, --arm, --data and those that shape pool and pairs."""
+    """The Pairs that the command line asks for: options --pairs, --arm, --data and those that shape pool and pairs. Of a folder all
+    images that the run will be judged on are read as well. Raises UserError."""
     if args.data in SCENES[1:]:
         raise UserError(f"--data {args.data} is for evaluation, and is evaluated after a run on scenes; pretrain on --data scenes")
     is_folder = args.data is not None and args.data not in TORCHVISION_SETS and Path(args.data).is_dir() and has_class_folders(args.data)
     if is_folder:
+        list_folder(Path(args.data), "test")  # what the run will be judged on: a mistake is better told before the images are read
         for option, folder in (("--cache", args.cache), ("--out", args.out or "runs")):
             if not (Path(args.data) / "train").is_dir() and Path(folder).resolve().is_relative_to(Path(args.data).resolve()):
                 raise UserError(f"{option} {folder} would lie in --data {args.data} and be one of its classes; name a folder elsewhere")
@@ -549,8 +550,8 @@ def load_pairs(args):
         source = read_pair_list(args.pairs, args.data, args.arm, args.image_size, args.limit, args.seed, args.skip_bad, args.cache)
     if args.false_pairs and len(source.pool.labels.unique()) < 2:
         raise UserError(f"--false-pairs {args.false_pairs}: {source.pool.name} has no two categories to draw false partners from")
-    if is_folder:  # what the run will be judged on: a mistake is better told before it than after
-        for split in ("test", "val") if source.rows is None else ("train", "test", "val"):
+    if is_folder:  # and an image that cannot be read before the training
+        for split in ("test", "val") if source.rows is None else ("test", "val", "train"):
             load_images(args.data, split, source.pool.image_size, skip_bad=args.skip_bad, cache=args.cache)
     return replace(source, false_pairs=args.false_pairs, semantic_share=args.semantic_share)
 
@@ -638,8 +639,10 @@ def read_rows(file, folder=None):
                 a, b = (Path(os.path.normpath(folder / (row[column] or ""))) for column in ("image_a", "image_b"))  # one spelling
                 rows.append({"image_a": a, "image_b": b,
                              "category": (row.get("category") or "").strip(), "keep": keep[kept], "line": reader.line_num})
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
         raise UserError(f"{file} cannot be read as a CSV ({error}); save it as CSV in UTF-8") from None
+    except csv.Error as error:
+        raise UserError(f"{file}, line {len(rows) + 2} or after, cannot be read as a CSV ({error}): is a quote not closed, or not doubled?") from None
     return rows, folder
 
 
@@ -1004,9 +1007,12 @@ def large_enough(image_size):
     return image_size
 
 
+REPAIR = "repair or remove them, or leave them out with --skip-bad"
+
+
 def list_bad(reasons, n):
     """One line that names all images that cannot be read."""
-    return f"{len(reasons)} of {n} images cannot be read: {' | '.join(reasons)}; repair or remove them, or leave them out with --skip-bad"
+    return f"{len(reasons)} of {n} images cannot be read: {' | '.join(reasons)}"
 
 
 def decode(items, n, image_size, what, skip_bad=False):
@@ -1028,7 +1034,7 @@ def decode(items, n, image_size, what, skip_bad=False):
         out[len(kept)] = torch.from_numpy(fit(image, image_size))
         kept.append(i)
     if bad and (out is None or not skip_bad):
-        raise UserError(list_bad(bad, n))
+        raise UserError(f"{list_bad(bad, n)}; {REPAIR}")
     if bad:
         print(f"left out: {list_bad(bad, n)}", flush=True)
     return out[: len(kept)], torch.tensor(kept)
@@ -1089,11 +1095,11 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
             print(f"{what}: {len(missing):,} images into {folder}, {need / 1e9:.2f} GB", flush=True)
         reasons = fill(folder, names, missing, image_size, what)
     if reasons and (not skip_bad or len(reasons) == first):
-        raise UserError(list_bad(reasons, first))
+        raise UserError(f"{list_bad(reasons, first)}; {REPAIR}")
     try:
-        images = mapped(folder / "images.bin", (n, 3, image_size, image_size), must_write=bool(reasons))[:first]
+        images = mapped(folder / "images.bin", (first, 3, image_size, image_size), must_write=bool(reasons))
     except OSError as error:
-        raise UserError(f"--skip-bad: {n:,} images of {image_size} px do not fit in memory ({error}); {list_bad(reasons, first)}") from None
+        raise UserError(f"--skip-bad: {first:,} images of {image_size} px do not fit in memory ({error}), so repair or remove {' | '.join(reasons)}") from None
     good = torch.from_numpy(done[:first] == 1)
     kept = torch.arange(int(good.sum()))
     if reasons:  # the last good images fill the gaps, in memory of this process: the others need not be copied
@@ -1298,7 +1304,7 @@ def run_cli(main):
         mistake = (f"out of GPU memory ({str(error).splitlines()[0]}): try a smaller batch, smaller images, another --device, or evaluate "
                    "later, on the CPU; what is written is kept")
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None)):
+        if error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)):
             mistake = "the disk, or what you may use of it, is full; make room. What is written is kept"
         elif error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG):
             mistake = f"{error.filename}: {error.strerror.lower()}; name another file or folder"
@@ -1511,7 +1517,7 @@ def write_sheets(stem, rows, both, per_sheet=50, columns=5):
             a, b = both[i].permute(0, 2, 3, 1)
             gap = torch.full((a.shape[0], max(1, a.shape[1] // 16), 3), 255, dtype=torch.uint8)
             axis.imshow(torch.cat([a, gap, b], 1).numpy(), interpolation="nearest")
-            axis.set_title(f"{i + 1}  {rows[i]['category'][:24]}", fontsize=7, pad=2)
+            axis.set_title(f"{i + 1}  {rows[i]['category'][:24]}", fontsize=7, pad=2, parse_math=False)  # a class may be named $5
         figure.tight_layout(pad=0.4)
         files.append(Path(f"{stem}-{first // per_sheet + 1:03d}.png"))
         figure.savefig(files[-1], dpi=100)

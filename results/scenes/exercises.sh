@@ -3,10 +3,12 @@
 # cores; from the repository's root:
 #     bash results/scenes/exercises.sh [python] > results/scenes/exercises.txt
 set -e
-python=${1:-.venv/bin/python} runs=$(mktemp -d)
+python=${1:-.venv/bin/python} runs=$(mktemp -d) n=0
+trap 'rm -r "$runs"' EXIT
 train() {  # a title, what is changed (for sed), the script, its options: how the epochs end
   echo "$1"
-  sed "$2" "$3" | "$python" - "${@:4}" --out "$runs/$((++n))" > /dev/null
+  n=$((n + 1))
+  sed "$2" "$3" | "$python" - "${@:4}" --out "$runs/$n" > /dev/null
   "$python" - "$runs/$n/log.jsonl" << 'EOF'
 import json, sys
 
