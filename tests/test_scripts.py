@@ -294,7 +294,8 @@ def test_a_users_mistake_is_one_line_and_exit_status_2(arguments, said, tmp_path
 
 @pytest.mark.parametrize("error, said", [
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"), "out of GPU memory (CUDA out of memory. Tried to allocate 2.00 GiB.): try a smaller batch"),
-    (OSError(28, "No space left on device"), "the disk is full; make room"),
+    (OSError(28, "No space left on device"), "the disk, or what you may use of it, is full; make room"),
+    (OSError(27, "File too large"), "the disk, or what you may use of it, is full; make room"),
     (OSError(30, "Read-only file system", "runs"), "runs: read-only file system; name another"),
 ])
 def test_what_the_machine_lacks_is_one_line_and_other_errors_keep_their_traceback(error, said, capsys):

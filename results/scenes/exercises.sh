@@ -17,6 +17,7 @@ for name in "loss", "embedding_std", "effective_rank":
     print(f"  {name:15}", *(f"{line[name]:5.2f}" for line in ends))
 EOF
 }
+"$python" -c 'import torch, evaluate; d = torch.device("cpu"); print("seed 0, torch", torch.__version__, "on a CPU, in", "bf16" if evaluate.multiplies_in_bf16(d) else "float32")'
 train "4. simclr.py --pairs semantic, by epoch" "" simclr.py --pairs semantic
 train "   without the projector's last BatchNorm" "/BatchNorm1d(projection_dim)/d" simclr.py --pairs semantic
 train "5. simsiam.py --pairs augmented --epochs 2" "" simsiam.py --pairs augmented --epochs 2
