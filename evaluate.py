@@ -143,8 +143,8 @@ def load_backbone(run):
 def load_weights(backbone, file):
     """Loads a file of torchvision-format weights; only a classifier may be left over.
 
-    Raises UserError that lists every key that is missing, left over or of another shape. A dict under
-    "state_dict" is opened, as checkpoints have it.
+    Raises UserError that names keys that are missing, left over or of another shape. A dict under "state_dict" is opened, as
+    checkpoints have it.
     """
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
@@ -159,7 +159,9 @@ def load_weights(backbone, file):
     wrong += [f"{key} is left over" for key in shapes.keys() - wanted.keys() if not key.startswith(classifier)]
     wrong += [f"{key} is {shapes[key]} and should be {wanted[key]}" for key in wanted.keys() & shapes.keys() if shapes[key] != wanted[key]]
     if wrong:
-        raise UserError(f"{file} does not fit the backbone (and its image size, which decides a ResNet's stem): {'; '.join(sorted(wrong))}")
+        beside, said = Path(file).parent / "config.json", "; ".join(sorted(wrong)[:6]) + f"; and {len(wrong) - 6} more" * (len(wrong) > 6)
+        hint = "; {} has --backbone {backbone} --image-size {image_size}".format(beside, **read_json(beside)) if beside.is_file() else ""
+        raise UserError(f"{file} does not fit the backbone (and its image size, which decides a ResNet's stem): {said}{hint}")
     backbone.load_state_dict({key: state[key] for key in wanted})
 
 
@@ -912,8 +914,6 @@ class Run:
         self.epochs, self.total = args.epochs, args.epochs * (len(source) // args.batch_size)
         self.batch_size, self.device = args.batch_size, torch.device(args.device)
         self.epoch = self.step = self.saved = 0
-        if len(source) < args.batch_size:
-            raise UserError(f"--batch-size {args.batch_size} is more than the {len(source)} pairs of an epoch; make it smaller")
         self.first = pairs.rank_and_world()[0] == 0  # only process 0 writes
         self.config["processes"] = pairs.rank_and_world()[1]
         if not args.resume:
@@ -922,7 +922,8 @@ class Run:
             self._load()
         if self.first and not (self.folder / "pairs.png").exists():
             pairs.save_picture(self.folder / "pairs.png", source, view1, view2)
-        print(f"{self.folder}: {len(source):,} pairs an epoch, {self.total:,} steps, on {args.device}", flush=True)
+        resumed = f", resumed after epoch {self.epoch}" if args.resume else ""
+        print(f"{self.folder}: {len(source):,} pairs an epoch, {self.total:,} steps, on {args.device}{resumed}", flush=True)
         self.rates = functools.lru_cache(1)(source.rates)  # the same for all of an epoch's lines
         told = {name: f"{value:.3f}" for name, value in self.rates(0).items() if value is not None}
         print("pairs of the first epoch: " + ", ".join(f"{name} {value}" for name, value in told.items()), flush=True)
@@ -1225,7 +1226,7 @@ def draw_curves(folder):
         axis.plot(epochs, [line[name] for line in lines], marker="." if len(lines) < 10 else None)
         axis.set_title(title, fontsize=10), axis.set_xlabel("epoch"), axis.grid(alpha=0.3)
         if name != "loss":
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.05 * max(line[name] for line in lines))
     figure.tight_layout()
     figure.savefig(folder / "curves.png", dpi=110)
     plt.close(figure)
@@ -1364,7 +1365,9 @@ def compare(runs, by=(), only=()):
         for run, config, _ in members[1:]:
             for name in sorted((set(vars_of(first)) | set(vars_of(config))) - FREE):
                 if config.get(name) != first.get(name):
-                    raise UserError(f"not matched, so not comparable: {name} is {first.get(name)} in {first_run} and {config.get(name)} in {run}")
+                    one, other = (c.get(name) if c.get(name) not in ("", None) else "nothing" for c in (first, config))
+                    raise UserError(f"not matched, so not comparable: {name} is {one} in {first_run} and {other} in {run}; with --by {name} each "
+                                    "value has rows of its own")
         controls = dict.fromkeys(control_of(config) for _, config, _ in members if arm_of(config) == "semantic") or [""]
         for control in controls:  # each beside the same augmented runs
             chosen = [(run, config, measures(results)) for run, config, results in members

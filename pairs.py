@@ -550,6 +550,8 @@ def load_pairs(args):
         source = read_pair_list(args.pairs, args.data, args.arm, args.image_size, args.limit, args.seed, args.skip_bad, args.cache)
     if args.false_pairs and len(source.pool.labels.unique()) < 2:
         raise UserError(f"--false-pairs {args.false_pairs}: {source.pool.name} has no two categories to draw false partners from")
+    if len(source) < args.batch_size:
+        raise UserError(f"--batch-size {args.batch_size} is more than the {len(source)} pairs of an epoch; make it smaller")
     if is_folder:  # and an image that cannot be read before the training
         for split in ("test", "val") if source.rows is None else ("test", "val", "train"):
             load_images(args.data, split, source.pool.image_size, skip_bad=args.skip_bad, cache=args.cache)
@@ -605,7 +607,8 @@ def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=Non
 def categories_of(table, folder):
     """{path: category} of the images of a list's rows, "" where neither the list nor a class folder tells."""
     own, category = functools.cache(lambda path: category_of(path, folder)), {}
-    folders_tell = all(row["category"] in ("", own(row["image_a"])) for row in table)  # else the list has categories of its own
+    # where folders do not tell, the list has categories of its own; a mistyped path says nothing
+    folders_tell = all(row["category"] in ("", own(row["image_a"])) for row in table if row["image_a"].is_file())
     for row in table:  # a row's category is its anchor's
         category.setdefault(row["image_a"], row["category"] or own(row["image_a"]))
     names = set(category.values()) - {""}
@@ -1456,8 +1459,7 @@ def near_identical(a, b, tolerance=4.0):
 
 
 def propose(folder, by="random", count=None, backbone=None, image_size=None, seed=0, ignore_labels=False, skip_bad=False):
-    """Proposes a partner for each image of a folder: rows {"image_a", "image_b", "category"} (paths in the folder), and
-    the images of both (N, 2, 3, S, S).
+    """Proposes a partner for each image of a folder: rows {"image_a", "image_b", "category"} (paths in the folder).
 
     The train split of a folder of class folders, or a folder of images without classes. by "random": uniform over the
     other images of the class; "features": the nearest neighbour in the features of `backbone` that is not
@@ -1499,12 +1501,11 @@ def propose(folder, by="random", count=None, backbone=None, image_size=None, see
             raise UserError(f"{folder}: the file name {path!r} is not UTF-8, as a list must be, or breaks its lines; rename it")
         return path
 
-    rows = [{"image_a": name(i), "image_b": name(partner[i]), "category": classes[labels[i]]} for i in order.tolist()]
-    return rows, torch.stack([images[order], images[partner[order]]], 1)
+    return [{"image_a": name(i), "image_b": name(partner[i]), "category": classes[labels[i]]} for i in order.tolist()]
 
 
-def write_sheets(stem, rows, both, per_sheet=50, columns=5):
-    """Contact sheets STEM-001.png ...: the pairs (N, 2, 3, S, S) side by side under their number and category."""
+def write_sheets(stem, rows, folder, per_sheet=50, columns=5):
+    """Contact sheets STEM-001.png ...: the pairs of the rows of `propose` side by side under their number and category."""
     plt, files = pyplot(), []
     progress = Progress("contact sheets, pairs", len(rows))
     for first in range(0, len(rows), per_sheet):
@@ -1514,10 +1515,14 @@ def write_sheets(stem, rows, both, per_sheet=50, columns=5):
         for axis in axes.flat:
             axis.axis("off")
         for i, axis in zip(part, axes.flat):
-            a, b = both[i].permute(0, 2, 3, 1)
-            gap = torch.full((a.shape[0], max(1, a.shape[1] // 16), 3), 255, dtype=torch.uint8)
-            axis.imshow(torch.cat([a, gap, b], 1).numpy(), interpolation="nearest")
-            axis.set_title(f"{i + 1}  {rows[i]['category'][:24]}", fontsize=7, pad=2, parse_math=False)  # a class may be named $5
+            images = [open_image(Path(folder, rows[i][column])) for column in ("image_a", "image_b")]
+            side = min(112, *(side for image in images for side in image.size))  # sharp, whatever size a backbone takes
+            a, b = (fit(image, side) for image in images)
+            gap = np.full((3, side, max(1, side // 16)), 255, np.uint8)
+            axis.imshow(np.concatenate([a, gap, b], 2).transpose(1, 2, 0), interpolation="nearest")
+            category, other = rows[i]["category"], category_of(Path(folder, rows[i]["image_b"]), folder)
+            said = f"{category} / {other}" if category and other not in ("", category) else category  # of two: a false pair
+            axis.set_title(f"{i + 1}  {said[:24]}", fontsize=7, pad=2, parse_math=False)  # a class may be named $5
         figure.tight_layout(pad=0.4)
         files.append(Path(f"{stem}-{first // per_sheet + 1:03d}.png"))
         figure.savefig(files[-1], dpi=100)
@@ -1548,6 +1553,8 @@ def check(file, folder=None):
             seen.setdefault(row[column], []).append(row["line"])
         if row["category"] and named.setdefault(row["image_a"], row["category"]) != row["category"]:
             mistakes.append(f"line {row['line']}: {row['image_a']} is of {row['category']}, and of {named[row['image_a']]} in another row")
+    if rows and not any(path.is_file() for path in seen):
+        return report, [f"{file}: none of its images is in {folder}: is --data the folder that its paths are relative to?"]
     small, progress = {}, Progress("reading images", len(seen))
     for done, path in enumerate(seen):
         try:
@@ -1603,7 +1610,7 @@ def main():
 
     if args.command == "check":
         report, mistakes = check(args.list, args.data)
-        print("\n".join(report + mistakes + [f"{len(mistakes)} mistakes" if mistakes else "nothing wrong"]))
+        print("\n".join(report + mistakes + [f"{len(mistakes)} mistake{'s' * (len(mistakes) > 1)}" if mistakes else "nothing wrong"]))
         sys.exit(1 if mistakes else 0)
     out = Path(args.out)
     if out.exists():
@@ -1622,16 +1629,17 @@ def main():
         backbone.to(evaluate.pick_device(args.device))
     elif args.ignore_labels:
         raise UserError("--ignore-labels needs --by features: random partners of any class are no semantic pairs")
-    rows, both = propose(args.data, args.by, args.count, backbone, args.image_size, args.seed, args.ignore_labels, args.skip_bad)
+    rows = propose(args.data, args.by, args.count, backbone, args.image_size, args.seed, args.ignore_labels, args.skip_bad)
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out, "w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, ["number", "image_a", "image_b", "category", "keep"], lineterminator="\n")
         table.writeheader()
         table.writerows({"number": i, **row, "keep": 1} for i, row in enumerate(rows, start=1))
-    sheets = write_sheets(out.with_suffix("") if out.suffix == ".csv" else out, rows, both)
+    print(f"{out}: {len(rows):,} pairs; contact sheets follow", flush=True)
+    sheets = write_sheets(out.with_suffix("") if out.suffix == ".csv" else out, rows, args.data)
     last = f" ... {sheets[-1].name}" if len(sheets) > 1 else ""
     options = shlex.join([str(out), "--data", args.data])
-    print(f"{out}: {len(rows):,} pairs. Look at {sheets[0]}{last}, set keep to 0 where a pair is wrong, then\n"
+    print(f"Look at {sheets[0]}{last}, set keep to 0 where a pair is wrong, then\n"
           f"    python pairs.py check {options}\n    python simclr.py --pairs {options}")
 
 

@@ -99,7 +99,7 @@ def test_controls_are_rows_of_their_own_beside_the_same_baseline(make):
 def test_an_ablation_has_rows_of_its_own_for_each_value_of_an_option(make):
     runs = [make(arm, 0, value - (without == "crop") * 0.1 * (arm == "augmented"), without=without)
             for without in ("", "crop") for arm, value in (("augmented", 0.5), ("semantic", 0.9))]
-    with pytest.raises(UserError, match="without is  in .* and crop in "):
+    with pytest.raises(UserError, match="without is nothing in .* and crop in .*; with --by without each value"):
         evaluate.compare(runs)
     rows = evaluate.compare(runs, by=["without"])
     assert [(r["data"], round(r["difference"][0], 6)) for r in rows] == [("scenes, with all transforms", 0.4), ("scenes, without crop", 0.5)]

@@ -564,7 +564,7 @@ def test_weights_of_torchvisions_format_are_taken_and_misfits_listed(tmp_path):
     state = torch.load(tmp_path / "r.pth")
     state["layer9.weight"] = state.pop("bn1.weight")
     torch.save({"state_dict": state}, tmp_path / "wrong.pth")
-    with pytest.raises(UserError, match="bn1.weight is missing; layer9.weight is left over"):
+    with pytest.raises(UserError, match="bn1.weight is missing; layer9.weight is left over$"):
         evaluate.adopt(tmp_path / "wrong.pth", "resnet18", 96, out=tmp_path / "other")
     with pytest.raises(UserError, match=r"conv1.weight is \(64, 3, 7, 7\) and should be \(64, 3, 3, 3\)"):
         evaluate.adopt(tmp_path / "r.pth", "resnet18", 32, out=tmp_path / "other")
