@@ -3,8 +3,8 @@
     for seed in 0 1 2 3 4; do OMP_NUM_THREADS=1 python results/scenes/supervised.py --seed $seed; done > results/scenes/supervised.txt
 
 The same images, views, order, batches, epochs and schedule as `simclr.py --seed SEED`; both views of an anchor are classified into
-the 256 categories by a linear layer on the backbone's features, with cross entropy. Then the same probes. --lr was chosen on seed 100
-by the probe on its held-out categories.
+the 256 categories by a linear layer on the backbone's features, with cross entropy. Then the same probes. --lr was chosen on seed 100,
+of 0.015, 0.06 and 0.25, by the probe on its held-out categories.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import simclr
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--seed", type=int, default=0)
-parser.add_argument("--lr", type=float, default=0.06, help="per 256 images")
+parser.add_argument("--lr", type=float, default=0.25, help="per 256 images")
 options = parser.parse_args()
 args = simclr.parse_args(["--seed", str(options.seed)])
 source = pairs.make_pairs("augmented", pairs.load_images("scenes", seed=args.seed), args.seed)
