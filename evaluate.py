@@ -160,7 +160,8 @@ def load_weights(backbone, file):
     wrong += [f"{key} is {shapes[key]} and should be {wanted[key]}" for key in wanted.keys() & shapes.keys() if shapes[key] != wanted[key]]
     if wrong:
         beside, said = Path(file).parent / "config.json", "; ".join(sorted(wrong)[:6]) + f"; and {len(wrong) - 6} more" * (len(wrong) > 6)
-        hint = "; {} has --backbone {backbone} --image-size {image_size}".format(beside, **read_json(beside)) if beside.is_file() else ""
+        known = read_json(beside) if beside.is_file() else {}
+        hint = f"; {beside} has --backbone {known['backbone']} --image-size {known['image_size']}" if {"backbone", "image_size"} <= set(known) else ""
         raise UserError(f"{file} does not fit the backbone (and its image size, which decides a ResNet's stem): {said}{hint}")
     backbone.load_state_dict({key: state[key] for key in wanted})
 

@@ -246,7 +246,7 @@ def to_device(images, device, share=0.3):
     training takes the rest."""
     device = torch.device(device)
     if device.type == "cuda" and images.nbytes > share * torch.cuda.mem_get_info(device)[0]:
-        print(f"{images.nbytes / 1e9:.1f} GB of images do not fit on {device}: streamed from disk", flush=True)
+        print(f"{images.nbytes / 1e9:.1f} GB of images are too many to keep on {device}: streamed from disk", flush=True)
         return images
     return images.to(device)
 
@@ -1478,7 +1478,7 @@ def propose(folder, by="random", count=None, backbone=None, image_size=None, see
             raise UserError(f"--data {folder}: neither class folders nor two images in it")
         if by == "random":
             raise UserError(f"--data {folder} has no class folders: only --by features can propose partners there")
-    images, kept = decode(paths, len(paths), image_size, f"reading {folder.name}", skip_bad)
+    images, kept = decode(paths, len(paths), 8 if by == "random" else image_size, f"reading {folder.name}", skip_bad)  # random: to find the bad ones
     paths, labels = [paths[i] for i in kept.tolist()], labels[kept]
     if len(paths) < 2:
         raise UserError(f"--data {folder}: only one of its images can be read")

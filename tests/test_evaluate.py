@@ -568,6 +568,10 @@ def test_weights_of_torchvisions_format_are_taken_and_misfits_listed(tmp_path):
         evaluate.adopt(tmp_path / "wrong.pth", "resnet18", 96, out=tmp_path / "other")
     with pytest.raises(UserError, match=r"conv1.weight is \(64, 3, 7, 7\) and should be \(64, 3, 3, 3\)"):
         evaluate.adopt(tmp_path / "r.pth", "resnet18", 32, out=tmp_path / "other")
+    for beside, hint in (({"some": "model"}, "$"), ({"backbone": "resnet18", "image_size": 96}, "; .*config.json has --backbone resnet18 --image-size 96$")):
+        (tmp_path / "config.json").write_text(json.dumps(beside))
+        with pytest.raises(UserError, match=r"should be \(64, 3, 3, 3\)" + hint):
+            evaluate.adopt(tmp_path / "r.pth", "resnet18", 32, out=tmp_path / "other")
     (tmp_path / "bad.pth").write_bytes(b"no weights")
     with pytest.raises(UserError, match="bad.pth is not a file of weights"):
         evaluate.adopt(tmp_path / "bad.pth", "resnet18", 96, out=tmp_path / "other")
