@@ -5,10 +5,10 @@
 set -e
 python=${1:-.venv/bin/python} runs=$(mktemp -d) n=0
 trap 'rm -r "$runs"' EXIT
-train() {  # a title, what is changed (for sed), the script, its options: how the epochs end
+train() {  # a title, what is changed (for sed), the script, its options: how the epochs end, and the probe on held-out categories
   echo "$1"
   n=$((n + 1))
-  sed "$2" "$3" | "$python" - "${@:4}" --out "$runs/$n" > /dev/null
+  sed "$2" "$3" | "$python" - "${@:4}" --out "$runs/$n" > "$runs/output.txt"
   "$python" - "$runs/$n/log.jsonl" << 'EOF'
 import json, sys
 
@@ -16,6 +16,7 @@ ends = {line["epoch"]: line for line in map(json.loads, open(sys.argv[1]))}.valu
 for name in "loss", "embedding_std", "effective_rank":
     print(f"  {name:15}", *(f"{line[name]:5.2f}" for line in ends))
 EOF
+  grep "linear probe  scenes-held-out" "$runs/output.txt"
 }
 "$python" -c 'import torch, evaluate; d = torch.device("cpu"); print("seed 0, torch", torch.__version__, "on a CPU, in", "bf16" if evaluate.multiplies_in_bf16(d) else "float32")'
 train "4. simclr.py --pairs semantic, by epoch" "" simclr.py --pairs semantic
