@@ -22,8 +22,8 @@ separate parts of the batch; the images of the keys are shuffled before that, an
 
 Deviations from the papers and facebookresearch/moco
   1. The learning rate falls along a cosine by step, not by epoch.
-  2. On CIFAR-size photographs: batch 512, weight decay 5e-4, queue 4096, temperature 0.1, crops from 0.08,
-     no blur, as in the authors' CIFAR-10 demo, whose head, unlike this one, is a single layer.
+  2. On CIFAR-size photographs: batch 512, weight decay 5e-4, queue 4096, EMA decay 0.99, temperature 0.1, crops
+     from 0.08, no blur, as in the authors' CIFAR-10 demo, whose head, unlike this one, is a single layer.
   3. On scenes: a small convnet, a queue of 1024, a quarter of the images; EMA decay 0.99; small batches (more steps
      in a few minutes), crops of at least half the area, colour jitter of half strength, no blur.
 
@@ -92,7 +92,7 @@ def parse_args(argv=None):
     add("--hidden-dim", type=pairs.positive_int, help="width of the projector's hidden layer (v2) [the features' width]")
     add("--projection-dim", type=pairs.positive_int, default=128, help="width d of queries and keys (v1, Sec. 3.3) [128]")
     add("--queue-size", type=pairs.positive_int, help=f"negatives K, a multiple of the batch (v1, Sec. 4.1: 65536) {default('queue_size')}")
-    add("--ema-decay", type=pairs.fraction, default=0.99, help="of the key encoder, by step (v1, Sec. 3.3: 0.999; CIFAR-10 demo: 0.99) [0.99]")
+    add("--ema-decay", type=pairs.fraction, default=0.99, help="of the key encoder, by step (v1, Sec. 3.2: 0.999; CIFAR-10 demo: 0.99) [0.99]")
     add("--bn-splits", type=pairs.positive_int, help=f"parts of a batch with BatchNorm statistics of their own (paper: 8 GPUs) {default('bn_splits')}")
     return pairs.parse(parser, argv, RECIPES)
 
