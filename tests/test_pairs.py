@@ -204,7 +204,7 @@ def test_a_cache_or_run_within_the_data_is_refused(tmp_path, monkeypatch):
     for options, named in ((["--data", "."], "--cache cache"), (["--data", ".", "--cache", "../cache", "--out", "here"], "--out here")):
         with pytest.raises(UserError, match=f"{named} would lie in --data"):
             pairs.load_pairs(simclr.parse_args(options))
-    args = simclr.parse_args(["--data", ".", "--cache", "../cache", "--out", "../run"])
+    args = simclr.parse_args(["--data", ".", "--cache", "../cache", "--out", "../run", "--batch-size", "8"])
     assert pairs.load_pairs(args).pool.name == "flat"
 
 
@@ -805,6 +805,8 @@ def test_what_a_run_will_be_judged_on_is_read_before_it(tmp_path, monkeypatch):
     (tmp_path / "l.csv").write_text("image_a,image_b\ntrain/red/00.png,train/red/01.png\n")
     load = lambda *options: pairs.load_pairs(simclr.parse_args(["--data", str(folder), "--batch-size", "1", *options]))
     assert len(load("--pairs", "semantic")) == 24 and len(load("--pairs", "l.csv")) == 1
+    with pytest.raises(UserError, match="--batch-size 64 is more than the 24 pairs of an epoch"):
+        load("--pairs", "semantic", "--batch-size", "64")
     with pytest.raises(UserError, match="images of 2 px: use 8 px or more, see --image-size"):
         load("--pairs", "l.csv", "--image-size", "2")
     (folder / "test" / "red" / "0.png").write_bytes(b"")
