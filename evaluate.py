@@ -643,6 +643,7 @@ def box_metrics(data, found):
             "ap50_by_class": {name: None if np.isnan(v) else v for name, v in zip(data.classes, ap[:, 0].tolist())}}
 
 
+@pairs.picture
 def draw_detections(path, data, found, n=8, threshold=0.5):
     """Writes a picture of the first n images of a BoxSet: true boxes dashed, detections above the threshold solid."""
     plt = pairs.pyplot()
@@ -663,7 +664,7 @@ def draw_detections(path, data, found, n=8, threshold=0.5):
     handles = [plt.Line2D([], [], color=colors[i % 10], label=name) for i, name in enumerate(data.classes[:10])]
     handles += [plt.Line2D([], [], color="gray", ls=":", label="true box (white)")]
     figure.legend(handles=handles, loc="outside lower center", ncols=6)
-    figure.suptitle(f"{data.name}: detections with a score of at least {threshold}", parse_math=False)
+    figure.suptitle(f"{data.name}: detections with a score of at least {threshold}")
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
@@ -1211,6 +1212,7 @@ def show_table(results, config):
         print("These categories were seen in pretraining, and semantic pairs use their labels: not a self-supervised figure.")
 
 
+@pairs.picture
 def draw_curves(folder):
     """curves.png of a run folder: loss and the two collapse signals over the epochs."""
     plt = pairs.pyplot()
@@ -1444,6 +1446,7 @@ def write_comparison(rows, folder):
     return "\n".join(lines)
 
 
+@pairs.picture
 def draw_comparison(rows, path, panels=6):
     """A picture of the first measures (accuracies, AP50, AP), those on held-out categories first: a point for each seed, a bar
     at the mean. One panel per measure, with the methods side by side; if there are several data sets or options, one panel
@@ -1471,10 +1474,10 @@ def draw_comparison(rows, path, panels=6):
                     color = ARM_COLORS.get(arm, "black")
                     axis.plot([x + offset] * len(values), values, "o", ms=4, color=color, alpha=0.7, label=arm if x == 0 else None)
                     axis.hlines(np.mean(values), x + offset - 0.1, x + offset + 0.1, color=color)
-        axis.set_xticks(range(len(here)), list(map(name, here)), fontsize=8, parse_math=False)  # data may be named $5
+        axis.set_xticks(range(len(here)), list(map(name, here)), fontsize=8)
         if chance := max(row["chance"] or 0 for row in here):  # of earlier versions some results say 1 / classes
             axis.axhline(chance, color="0.6", ls=":", lw=1, label="chance")
-        axis.set_title(title, fontsize=9, parse_math=False), axis.set_ylim(0, 1.02), axis.set_xlim(-0.5, len(here) - 0.5), axis.grid(axis="y", alpha=0.3)
+        axis.set_title(title, fontsize=9), axis.set_ylim(0, 1.02), axis.set_xlim(-0.5, len(here) - 0.5), axis.grid(axis="y", alpha=0.3)
     for axis in axes.flat[len(shown) :]:
         axis.axis("off")
     handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels())}
@@ -1484,6 +1487,7 @@ def draw_comparison(rows, path, panels=6):
     plt.close(figure)
 
 
+@pairs.picture
 def draw_invariance(results, path):
     """A picture of the shares {run: what invariance_run returns}: a panel for each method, a row for each factor, a point for
     each run, the mean larger; factors that the augmentation has, or imitates, above, the others below."""
@@ -1509,7 +1513,7 @@ def draw_invariance(results, path):
             if column == len(by_method) - 1:
                 for text, low, high in (("not imitated", 0, outside), ("imitated by\naugmentation", outside, len(factors))):
                     axis.text(1.03, (low + high - 1) / 2, text, fontsize=8, rotation=270, va="center")
-            axis.set_title(f"{method}: {next(n for _, s in members for n in s if n.startswith(kind))}", fontsize=8, parse_math=False)
+            axis.set_title(f"{method}: {next(n for _, s in members for n in s if n.startswith(kind))}", fontsize=8)
     for axis in axes[-1]:
         axis.set_xlabel("share (0: ignored, 0.5: as the category)", fontsize=8)
     figure.tight_layout(rect=(0, 0.3 / figure.get_figheight(), 1, 1))

@@ -498,6 +498,17 @@ def pyplot():
     return matplotlib.pyplot
 
 
+def picture(draw):
+    """A function that draws, made to show names as they are: a class may be called $5, which is no formula."""
+    @functools.wraps(draw)
+    def drawn(*arguments, **options):
+        with pyplot().rc_context({"text.parse_math": False}):
+            return draw(*arguments, **options)
+
+    return drawn
+
+
+@picture
 def save_picture(path, source, view1, view2, columns=6):
     """Writes a picture of pairs, one a column, augmented on the left, semantic (or the list's) on the right: the two images,
     and under them the two views that the network sees."""
@@ -608,7 +619,7 @@ def categories_of(table, folder):
     """{path: category} of the images of a list's rows, "" where neither the list nor a class folder tells."""
     own, category = functools.cache(lambda path: category_of(path, folder)), {}
     # where folders do not tell, the list has categories of its own; a mistyped path says nothing
-    folders_tell = all(row["category"] in ("", own(row["image_a"])) for row in table if row["image_a"].is_file())
+    folders_tell = all(row["category"] in ("", own(row["image_a"])) or not row["image_a"].is_file() for row in table)
     for row in table:  # a row's category is its anchor's
         category.setdefault(row["image_a"], row["category"] or own(row["image_a"]))
     names = set(category.values()) - {""}
@@ -1504,6 +1515,7 @@ def propose(folder, by="random", count=None, backbone=None, image_size=None, see
     return [{"image_a": name(i), "image_b": name(partner[i]), "category": classes[labels[i]]} for i in order.tolist()]
 
 
+@picture
 def write_sheets(stem, rows, folder, per_sheet=50, columns=5):
     """Contact sheets STEM-001.png ...: the pairs of the rows of `propose` side by side under their number and category."""
     plt, files = pyplot(), []
@@ -1522,7 +1534,7 @@ def write_sheets(stem, rows, folder, per_sheet=50, columns=5):
             axis.imshow(np.concatenate([a, gap, b], 2).transpose(1, 2, 0), interpolation="nearest")
             category, other = rows[i]["category"], category_of(Path(folder, rows[i]["image_b"]), folder)
             said = f"{category} / {other}" if category and other not in ("", category) else category  # of two: a false pair
-            axis.set_title(f"{i + 1}  {said[:24]}", fontsize=7, pad=2, parse_math=False)  # a class may be named $5
+            axis.set_title(f"{i + 1}  {said[:24]}", fontsize=7, pad=2)
         figure.tight_layout(pad=0.4)
         files.append(Path(f"{stem}-{first // per_sheet + 1:03d}.png"))
         figure.savefig(files[-1], dpi=100)

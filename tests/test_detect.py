@@ -226,6 +226,12 @@ def test_a_detector_is_given_the_runs_backbone_or_a_new_one_and_the_runs_world(t
     assert given[0] is trained and torch.equal(given[1][0].weight, new[0].weight)
 
 
+def test_classes_of_any_name_are_shown_as_they_are(tmp_path):
+    data = pairs.replace(pairs.detection_scenes("test", 2, 32), classes=["$5_to_$_x", *"bcde"])
+    evaluate.draw_detections(tmp_path / "d.png", data, [found_of(boxes(), [])] * 2)
+    assert (tmp_path / "d.png").stat().st_size > 1000
+
+
 def test_a_detectors_learning_rate_by_hand():
     """Warm-up over 100 steps, a tenth after three quarters of all, a hundredth after eleven twelfths; SGD with momentum."""
     weights = []

@@ -1,6 +1,7 @@
 """What the same labels give in supervised training, beside the semantic pairs of simclr.py on scenes.
 
     for seed in 0 1 2 3 4; do OMP_NUM_THREADS=1 python results/scenes/supervised.py --seed $seed; done
+    python results/scenes/supervised.py --summary results/scenes/supervised.txt        # means and deviations of seeds 0 to 4
 
 The same images, views, order, batches, epochs and schedule as `simclr.py --seed SEED`; both views of an anchor are classified into
 the 256 categories by a linear layer on the backbone's features, with cross entropy. Then the same probes. --lr was chosen on seed 100,
@@ -24,7 +25,16 @@ import simclr
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--lr", type=float, default=0.25, help="per 256 images")
+parser.add_argument("--summary", help="a file of such lines")
 options = parser.parse_args()
+if options.summary:
+    values = {}
+    for kind, seed, _, _, _, _, head, data, *rest in map(str.split, open(options.summary)):
+        if kind == "seed" and seed in "01234":
+            values.setdefault((head, data), []).append(float(rest[3]))
+    for (head, data), v in values.items():
+        print(f"mean of {len(v)}  {head:6}  {data:15}  supervised {torch.tensor(v).mean():.3f} ± {torch.tensor(v).std():.3f}")
+    sys.exit()
 args = simclr.parse_args(["--seed", str(options.seed)])
 source = pairs.make_pairs("augmented", pairs.load_images("scenes", seed=args.seed), args.seed)
 view1, view2 = pairs.make_views(args, source.pool.image_size)
