@@ -549,9 +549,7 @@ def load_pairs(args):
     is_folder = args.data is not None and args.data not in TORCHVISION_SETS and Path(args.data).is_dir() and has_class_folders(args.data)
     if is_folder:
         list_folder(Path(args.data), "test")  # what the run will be judged on: a mistake is better told before the images are read
-        for option, folder in (("--cache", args.cache), ("--out", args.out or "runs")):
-            if not (Path(args.data) / "train").is_dir() and Path(folder).resolve().is_relative_to(Path(args.data).resolve()):
-                raise UserError(f"{option} {folder} would lie in --data {args.data} and be one of its classes; name a folder elsewhere")
+        not_a_class(args.data, {"--cache": args.cache, "--out": args.out or "runs"})
     if args.pairs in ("augmented", "semantic"):
         pool = load_images(args.data, "train", args.image_size, args.limit, args.seed, args.root, args.download, args.skip_bad, args.cache)
         source = make_pairs(args.pairs, pool, args.seed)
@@ -944,6 +942,13 @@ def has_class_folders(folder):
     return bool(folders_in(folder))
 
 
+def not_a_class(data, folders):
+    """Raises UserError if one of {option: folder} lies where the folders of --data are its classes."""
+    for option, folder in folders.items():
+        if not (Path(data) / "train").is_dir() and Path(folder).resolve().is_relative_to(Path(data).resolve()):
+            raise UserError(f"{option} {folder} would lie in --data {data} and be one of its classes; name a folder elsewhere")
+
+
 def list_folder(folder, split):
     """Files, labels (N,) and class names of one split of a folder of class folders (see load_images), None if it has no such
     split. Raises UserError for folders that are no classes, for classes that only the test split has, and without an image."""
@@ -1143,18 +1148,27 @@ def fill(folder, names, rows, image_size, what, chunk=64):
     jobs = [(folder, [names[r] for r in rows[i : i + chunk]], rows[i : i + chunk], image_size)
             for i in range(0, len(rows), chunk)]
     progress, reasons, done = Progress(what, len(rows)), [], 0
+    for job, bad in zip(jobs, map_by_processes(fill_chunk, jobs)):
+        reasons, done = reasons + bad, done + len(job[2])
+        progress(done)
+    return reasons
+
+
+def map_by_processes(function, jobs):
+    """As map(function, jobs), by several processes if there are so many jobs, each of some images to decode, that it pays."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # those that this process may use
     # starting a process takes as long as decoding a thousand small images; Windows takes 61 at most
-    workers = min(cpus, 61, len(jobs) // 16)
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent) if workers > 1 else None
+    workers, done = min(cpus, 61, len(jobs) // 16), 0
+    if workers < 2:
+        yield from map(function, jobs)
+        return
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent)
     try:
-        for job, bad in zip(jobs, (pool.map if pool else map)(fill_chunk, jobs)):
-            reasons, done = reasons + bad, done + len(job[2])
-            progress(done)
+        for result in pool.map(function, jobs):
+            done += 1
+            yield result
     finally:
-        if pool:
-            pool.shutdown(wait=done < len(rows), cancel_futures=True)  # on success there is no need to wait for idle processes to end
-    return reasons
+        pool.shutdown(wait=done < len(jobs), cancel_futures=True)  # on success there is no need to wait for idle processes to end
 
 
 def end_with_parent():
@@ -1439,43 +1453,59 @@ class Progress:
 def nearest_partners(h, labels=None, forbidden=None, tries=5):
     """For each image the nearest other one by cosine similarity of features h (N, d): (N,).
 
-    labels (N,): only images of the same class. forbidden(i, j) -> bool (N,): partners to reject, such as near-identical
-    images; the first of the `tries` nearest that is not rejected is taken, else the nearest.
+    labels (N,): only images of the same class. forbidden(i, j) -> bool (n,): partners to reject, such as near-identical
+    images; the first of the `tries` nearest that is not rejected is taken, else the nearest. Raises ValueError for a class
+    with one image.
     """
-    h, progress = F.normalize(h, dim=1), Progress("nearest neighbours", len(h))
-    found = []
-    for rows in torch.arange(len(h)).split(1024):
-        similarity = h[rows] @ h.T
-        similarity[torch.arange(len(rows)), rows] = -math.inf
-        if labels is not None:
-            similarity[labels[rows][:, None] != labels[None]] = -math.inf
-        best, place = similarity.topk(min(tries, len(h) - 1), dim=1)
-        choice = place[:, 0]
-        if forbidden is not None:
-            bad = torch.stack([forbidden(rows, column) for column in place.T], 1) | (best == -math.inf)
-            choice = place.gather(1, bad.float().argmin(1, keepdim=True))[:, 0]
-        found.append(choice)
-        progress(int(rows[-1]) + 1)
-    return torch.cat(found)
+    labels = torch.zeros(len(h), dtype=torch.long) if labels is None else labels
+    by_class, n_c, _ = sorted_by_class(labels)
+    if (n_c == 1).any():
+        raise ValueError("a class with one image has no partner for it")
+    h, partner, progress, done = F.normalize(h, dim=1), torch.empty_like(labels), Progress("nearest neighbours", len(h)), 0
+    for members in by_class.split(labels.unique(return_counts=True)[1].tolist()):  # a class at a time: its square, not that of all
+        among = h[members]
+        for start in range(0, len(members), 1024):
+            rows = members[start : start + 1024]
+            similarity = among[start : start + 1024] @ among.T
+            similarity.diagonal(start).fill_(-math.inf)  # of an image with itself
+            nearest = members[similarity.topk(min(tries, len(members) - 1), dim=1).indices.cpu()]  # (n, tries)
+            if forbidden is not None:
+                bad = torch.stack([forbidden(rows, column) for column in nearest.T], 1)
+                nearest = nearest.gather(1, bad.int().argmin(1, keepdim=True))
+            partner[rows] = nearest[:, 0]
+            done += len(rows)
+            progress(done)
+    return partner
 
 
 def thumbnails(images):
     """Gray thumbnails (N, 64) float in 0 ... 255 of images uint8 (N, 3, S, S), by area averages."""
-    return torch.cat([F.adaptive_avg_pool2d(luma(part.float()), 8).flatten(1) for part in images.split(4096)])
+    return torch.cat([F.adaptive_avg_pool2d(luma(part.float()), 8).flatten(1) for part in images.split(512)])
+
+
+def read_thumbnails(paths):
+    """A thumbnail (64,), numpy, of each image file, or in words why it cannot be read."""
+    found = []
+    for path in paths:
+        try:
+            found.append(thumbnails(torch.from_numpy(fit(open_image(path), 64))[None])[0].numpy())
+        except BadImage as error:
+            found.append(error.reason)
+    return found
 
 
 def near_identical(a, b, tolerance=4.0):
-    """Whether thumbnails (N, 64) differ nowhere by more than `tolerance` of 255: bool (N,)."""
-    return (a - b).abs().amax(1) <= tolerance
+    """Whether thumbnails (..., 64) differ nowhere by more than `tolerance` of 255: bool (...)."""
+    return (a - b).abs().amax(-1) <= tolerance
 
 
-def propose(folder, by="random", count=None, backbone=None, image_size=None, seed=0, ignore_labels=False, skip_bad=False):
+def propose(folder, by="random", count=None, backbone=None, image_size=None, seed=0, ignore_labels=False, skip_bad=False, cache=None):
     """Proposes a partner for each image of a folder: rows {"image_a", "image_b", "category"} (paths in the folder).
 
     The train split of a folder of class folders, or a folder of images without classes. by "random": uniform over the
     other images of the class; "features": the nearest neighbour in the features of `backbone` that is not
     near-identical, within the class; with `ignore_labels`, or without classes, among all images, and then some are
-    false pairs. `count` keeps that many, classes in turn. Raises UserError for a class with one image.
+    false pairs. `count` keeps that many, classes in turn; `cache` as in load_images. Raises UserError for a class with one image.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -1489,7 +1519,8 @@ def propose(folder, by="random", count=None, backbone=None, image_size=None, see
             raise UserError(f"--data {folder}: neither class folders nor two images in it")
         if by == "random":
             raise UserError(f"--data {folder} has no class folders: only --by features can propose partners there")
-    images, kept = decode(paths, len(paths), 8 if by == "random" else image_size, f"reading {folder.name}", skip_bad)  # random: to find the bad ones
+    image_size = 8 if by == "random" else image_size  # random: read to find the bad ones
+    images, kept = cached(paths, len(paths), image_size, f"reading {folder.name}", skip_bad, cache)
     paths, labels = [paths[i] for i in kept.tolist()], labels[kept]
     if len(paths) < 2:
         raise UserError(f"--data {folder}: only one of its images can be read")
@@ -1501,7 +1532,7 @@ def propose(folder, by="random", count=None, backbone=None, image_size=None, see
         import evaluate  # it imports this file, so not at the top
 
         small = thumbnails(images)
-        h = evaluate.features(backbone, images).cpu()
+        h = evaluate.features(backbone, images)
         partner = nearest_partners(h, None if ignore_labels else labels, lambda i, j: near_identical(small[i], small[j]))
     order = torch.randperm(len(paths), generator=stream("propose order", seed))
     order = order[by_turns(labels[order])][:count]
@@ -1567,13 +1598,15 @@ def check(file, folder=None):
             mistakes.append(f"line {row['line']}: {row['image_a']} is of {row['category']}, and of {named[row['image_a']]} in another row")
     if rows and not any(path.is_file() for path in seen):
         return report, [f"{file}: none of its images is in {folder}: is --data the folder that its paths are relative to?"]
-    small, progress = {}, Progress("reading images", len(seen))
-    for done, path in enumerate(seen):
-        try:
-            small[path] = thumbnails(torch.from_numpy(fit(open_image(path), 64))[None])
-        except BadImage as error:
-            mistakes.append(f"line {seen[path][0]}: " + (f"{error.reason}: cannot be read" if path.is_file() else f"{path} is missing"))
-        progress(done + 1)
+    small, progress, paths = {}, Progress("reading images", len(seen)), list(seen)
+    chunks = [paths[i : i + 64] for i in range(0, len(paths), 64)]
+    for i, (chunk, found) in enumerate(zip(chunks, map_by_processes(read_thumbnails, chunks))):
+        for path, thumbnail in zip(chunk, found):
+            if isinstance(thumbnail, str):
+                mistakes.append(f"line {seen[path][0]}: " + (f"{thumbnail}: cannot be read" if path.is_file() else f"{path} is missing"))
+            else:
+                small[path] = torch.from_numpy(thumbnail)
+        progress(64 * i + len(chunk))
     false, known, category = [], 0, categories_of(rows, folder)
     for row in rows:
         a, b = small.get(row["image_a"]), small.get(row["image_b"])
@@ -1613,6 +1646,7 @@ def main():
     add("--ignore-labels", action="store_true", help="with --by features: neighbours of any class; some pairs are false then")
     add("--image-size", type=positive_int, help="side of the images in pixels, which decides a ResNet's stem [the first image's, at most 224]")
     add("--skip-bad", action="store_true", help="leave out images that cannot be read")
+    add("--cache", default="cache", help="folder for the decoded images, kept for later [cache]")
     add("--seed", type=int, default=0, help="random seed of the partners and the order [0]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
     add = commands.add_parser("check", help="check a pair list; exit status 1 if something is wrong").add_argument
@@ -1627,6 +1661,7 @@ def main():
     out = Path(args.out)
     if out.exists():
         raise UserError(f"{out} exists and is not overwritten; choose another --out")
+    not_a_class(args.data, {"--cache": args.cache})
     backbone = None
     if args.by == "features":
         import evaluate
@@ -1641,7 +1676,7 @@ def main():
         backbone.to(evaluate.pick_device(args.device))
     elif args.ignore_labels:
         raise UserError("--ignore-labels needs --by features: random partners of any class are no semantic pairs")
-    rows = propose(args.data, args.by, args.count, backbone, args.image_size, args.seed, args.ignore_labels, args.skip_bad)
+    rows = propose(args.data, args.by, args.count, backbone, args.image_size, args.seed, args.ignore_labels, args.skip_bad, args.cache)
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out, "w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, ["number", "image_a", "image_b", "category", "keep"], lineterminator="\n")

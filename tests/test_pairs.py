@@ -10,6 +10,7 @@ import torchvision.transforms.v2 as T
 import torchvision.transforms.v2.functional as TF
 from PIL import Image
 
+import evaluate
 import pairs
 import simclr
 from pairs import UserError
@@ -690,6 +691,41 @@ def test_neighbours_without_labels_and_without_copies():
     assert pairs.nearest_partners(h, torch.tensor([0, 1, 0, 1, 1])).tolist() == [2, 4, 0, 4, 3]
     copies = lambda i, j: (i + j) == 1  # images 0 and 1 are the same picture
     assert pairs.nearest_partners(h, forbidden=copies).tolist() == [2, 2, 1, 4, 3]
+
+
+def test_neighbours_of_many_images_are_those_of_plain_loops():
+    torch.manual_seed(0)
+    h, labels = torch.randn(1100, 8), torch.randint(3, (1100,)) * 2  # more than are compared at a time; no image of class 1, 3
+    labels[:1060] = 0
+    u = torch.nn.functional.normalize(h, dim=1).double()
+    for labels in (None, labels):
+        found = pairs.nearest_partners(h, labels, forbidden=lambda i, j: (i + j) % 3 == 0)
+        for i in range(0, 1100, 7):
+            others = [j for j in range(1100) if j != i and (labels is None or labels[j] == labels[i])]
+            nearest = sorted(others, key=lambda j: -(u[i] @ u[j]))[:5]
+            assert found[i] == next((j for j in nearest if (i + j) % 3), nearest[0])
+    with pytest.raises(ValueError, match="one image"):
+        pairs.nearest_partners(h[:3], torch.tensor([0, 0, 1]))
+
+
+def test_a_list_is_proposed_from_the_cache_and_checked_by_several_processes(tmp_path):
+    folder = two_colours(tmp_path / "d")
+    assert pairs.propose(folder, cache=tmp_path / "c") == pairs.propose(folder) == pairs.propose(folder, cache=tmp_path / "c")
+    backbone, _ = evaluate.build_backbone("convnet", 16)
+    by_features = [pairs.propose(folder, "features", None, backbone, 16, cache=cache) for cache in (None, tmp_path / "c")]
+    assert by_features[0] == by_features[1]
+    (folder / "train" / "blue" / "03.png").write_bytes(b"")
+    for by in ("random", "features"):
+        rows = pairs.propose(folder, by, None, backbone, 16, skip_bad=True, cache=tmp_path / "c")
+        assert len({row["image_a"] for row in rows}) == 23 and "train/blue/03.png" not in {row[c] for row in rows for c in ("image_a", "image_b")}
+        assert all(row["image_a"].split("/")[1] == row["image_b"].split("/")[1] == row["category"] for row in rows)
+    files = pairs.find_images(folder)
+    chunks = [[files[i % 24], files[3]] for i in range(40)]  # many jobs, so that processes start
+    for found, expected in zip(pairs.map_by_processes(pairs.read_thumbnails, chunks), map(pairs.read_thumbnails, chunks), strict=True):
+        assert np.array_equal(found[0], expected[0]) and found[1] == expected[1] and "03.png" in found[1]
+    flat = (two_colours(tmp_path / "e") / "train").rename(tmp_path / "flat")
+    status, _, error = run_pairs("propose", "--data", flat, "--out", tmp_path / "l.csv", "--cache", flat / "cache")
+    assert status == 2 and "--cache" in error and "would lie in --data" in error and not (flat / "cache").exists()
 
 
 def run_pairs(*arguments):
