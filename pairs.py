@@ -608,7 +608,8 @@ def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=Non
     if any(category.values()) and not all(category.values()):
         print(f"note: {file} has pairs without a category, so all images count as one class", flush=True)
     classes = sorted(set(category.values())) if all(category.values()) else [Path(file).stem]
-    labels = torch.tensor([classes.index(c) if len(classes) > 1 else 0 for c in map(category.get, index)])
+    label = {name: i for i, name in enumerate(classes)}
+    labels = torch.tensor([label.get(category[path], 0) for path in index])  # without categories all are of one class
     pool = ImageSet(Path(file).stem, images, labels[kept], classes, files_crc32=crc32_of(folder, [row[c] for row in table for c in ("image_a", "image_b")]))
     return Pairs(pool, "augmented" if arm == "augmented" else "list", seed, rows)
 
@@ -1640,6 +1641,7 @@ def main():
     add("--data", required=True, help="a folder of class folders, with train/ or without; or, with --by features, of images")
     add("--out", default="pairs.csv", help="the list; contact sheets are written beside it [pairs.csv]")
     add("--count", type=positive_int, help="number of pairs, balanced over the classes [one for each image]")
+    add("--show", type=positive_int, help="contact sheets of the first N pairs only: of many, a balanced sample [all]")
     add("--by", default="random", choices=["random", "features"], help="random: within the class; features: the nearest neighbour in a backbone's features [random]")
     add("--backbone-file", help="with --by features: a run folder's backbone.pt, or weights with torchvision's key names")
     add("--backbone", default="resnet18", help="its architecture [resnet18]")
@@ -1683,7 +1685,7 @@ def main():
         table.writeheader()
         table.writerows({"number": i, **row, "keep": 1} for i, row in enumerate(rows, start=1))
     print(f"{out}: {len(rows):,} pairs; contact sheets follow", flush=True)
-    sheets = write_sheets(out.with_suffix("") if out.suffix == ".csv" else out, rows, args.data)
+    sheets = write_sheets(out.with_suffix("") if out.suffix == ".csv" else out, rows[: args.show], args.data)
     last = f" ... {sheets[-1].name}" if len(sheets) > 1 else ""
     options = shlex.join([str(out), "--data", args.data])
     print(f"Look at {sheets[0]}{last}, set keep to 0 where a pair is wrong, then\n"

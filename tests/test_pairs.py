@@ -739,6 +739,8 @@ def run_pairs(*arguments):
 
 def test_propose_strike_out_check_and_train_as_a_user_does(tmp_path):
     folder, out = two_colours(tmp_path / "d"), tmp_path / "pairs.csv"
+    status, said, error = run_pairs("propose", "--data", folder, "--out", tmp_path / "few.csv", "--show", 2)
+    assert status == 0 and "24 pairs" in said and Image.open(tmp_path / "few-001.png").size[1] < 200, error
     status, said, error = run_pairs("propose", "--data", folder, "--out", out)
     assert status == 0 and "24 pairs" in said, error
     assert min(Image.open(tmp_path / "pairs-001.png").size) > 100
