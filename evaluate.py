@@ -1081,13 +1081,15 @@ def read_config(run):
 
 
 def add_results(run, results):
-    """Adds {head: {data: result}} to a run's result.json; whatever else it holds stays, also what another process
-    adds at the same moment (a lock on result.json.lock, where the operating system has them)."""
+    """Adds {head: {data: result}} to a run's result.json, with the commit and the version of torch that they come from; whatever
+    else it holds stays, also what another process adds at the same moment (a lock on result.json.lock, where the operating
+    system has them)."""
+    versions = {"git_commit": git_commit(), "torch": torch.__version__}
     with pairs.locked(Path(run) / "result.json.lock"):
         file = Path(run) / "result.json"
         stored = read_json(file) if file.exists() else {}
         for head, by_data in results.items():
-            stored.setdefault(head, {}).update(by_data)
+            stored.setdefault(head, {}).update({data: result | versions for data, result in by_data.items()})
         write_json(file, stored)
 
 

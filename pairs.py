@@ -38,7 +38,7 @@ import warnings
 import zlib
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -1075,8 +1075,8 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
     Below `cache` lies a folder for this list of files and this size: images.bin, uint8 (N, 3, S, S), mapped into memory
     and not read into it; done.bin, a byte for each image (0 not yet, 1 decoded, 2 cannot be read); index.json, the
     paths and a fingerprint of the files' sizes and times. Several processes decode. What is there already is used; a
-    killed build goes on where it stopped; a changed source is decoded anew. Raises UserError when the disk is too full. A script
-    that loads many images needs if __name__ == "__main__", as always with multiprocessing.
+    killed build goes on where it stopped; a changed source is decoded anew; a whole one need not be writable. Raises UserError when
+    the disk is too full. A script that loads many images needs if __name__ == "__main__", as always with multiprocessing.
     """
     if cache is None:
         return decode(paths[:first], first, image_size, what, skip_bad)
@@ -1106,7 +1106,7 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
                     file.truncate(length)
             index.with_suffix(".part").write_text(json.dumps({"fingerprint": fingerprint, "shape": [n, 3, image_size, image_size], "paths": names}))
             os.replace(index.with_suffix(".part"), index)
-        done = np.memmap(folder / "done.bin", np.uint8, "r+", shape=(n,))
+        done = np.memmap(folder / "done.bin", np.uint8, "r", shape=(n,))
         missing = np.flatnonzero(done[:first] != 1)
         need, free = len(missing) * 3 * image_size**2, shutil.disk_usage(folder).free
         if need > free:
@@ -1413,9 +1413,10 @@ def parse(parser, argv, recipes):
 @contextmanager
 def locked(file):
     """Holds a lock on a file, so that one process at a time is inside; released when the process dies. No lock on Windows,
-    nor on file systems without locks."""
-    with open(file, "w") as opened:
+    on file systems without locks, and where one may only read."""
+    with ExitStack() as stack:
         try:
+            opened = stack.enter_context(open(file, "w"))
             if fcntl:
                 fcntl.flock(opened, fcntl.LOCK_EX)
         except OSError:

@@ -585,7 +585,7 @@ def test_results_of_evaluations_that_end_at_the_same_time_are_all_kept(tmp_path)
     children = [subprocess.Popen([sys.executable, "-c", code, tmp_path, str(k)], cwd=root) for k in range(4)]
     assert [child.wait() for child in children] == [0] * 4
     stored = json.loads((tmp_path / "result.json").read_text())
-    assert len(stored["knn"]) == 80 and stored["knn"]["3-19"] == {"accuracy": 19}
+    assert len(stored["knn"]) == 80 and stored["knn"]["3-19"] == {"accuracy": 19, "git_commit": evaluate.git_commit(), "torch": torch.__version__}
 
 
 def test_the_limit_of_a_run_holds_for_its_data_however_it_is_named(tmp_path, monkeypatch, capsys):

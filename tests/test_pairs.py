@@ -591,6 +591,20 @@ def test_a_damaged_cache_is_made_again(tmp_path, damage):
     assert torch.equal(pairs.cached(files, 5, 16, "", cache=tmp_path / "cache")[0], whole)
 
 
+def test_a_whole_cache_may_be_one_that_can_only_be_read(tmp_path):
+    """As several people share one. (For root the modes mean nothing: then the lock alone is in the way.)"""
+    files = noisy(tmp_path / "d", 5)
+    whole = pairs.cached(files, 5, 16, "", cache=tmp_path / "cache")[0].clone()
+    (folder,) = (tmp_path / "cache").iterdir()
+    (folder / "lock").unlink(), (folder / "lock").mkdir()
+    for path, mode in [*((file, 0o444) for file in folder.glob("*.*")), (folder, 0o555)]:
+        path.chmod(mode)
+    try:
+        assert torch.equal(pairs.cached(files, 5, 16, "", cache=tmp_path / "cache")[0], whole)
+    finally:
+        folder.chmod(0o755)
+
+
 def test_bad_images_and_full_disks_with_a_cache(tmp_path, monkeypatch):
     files = noisy(tmp_path / "d", 6)
     right = pairs.decode(files, 6, 16, "")[0]
