@@ -1050,6 +1050,7 @@ def unfinished(config):
     return f"has only {done} of its {epochs} epochs" if done is not None and done != epochs else ""
 
 
+@functools.cache  # what is loaded, not what the files are later
 def git_commit():
     """The commit of this repository, with "-dirty" when files differ from it; None outside a checkout."""
     try:
@@ -1366,6 +1367,9 @@ def compare(runs, by=(), only=()):
         groups.setdefault((config["method"] or run.name, data_of(config) + ablated), []).append((run, config, read_json(file)))
     rows, known = [], {}
     for (method, data), members in groups.items():
+        crc32 = next((config["files_crc32"] for _, config, _ in members if "files_crc32" in config), None)
+        for _, config, _ in members:
+            config.setdefault("files_crc32", crc32)  # runs of older code do not have it
         first_run, first, _ = members[0]
         for run, config, _ in members[1:]:
             for name in sorted((set(vars_of(first)) | set(vars_of(config))) - FREE):
@@ -1582,6 +1586,7 @@ def parse_args(argv=None):
 
 def main():
     args = parse_args()
+    git_commit()
     if args.command == "compare":
         print(write_comparison(compare(args.run, args.by, args.measure), args.out))
         print(f"\n{args.out} holds comparison.md, comparison.csv and comparison.png")

@@ -31,6 +31,7 @@ import multiprocessing
 import os
 import shlex
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -1075,13 +1076,13 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
     Below `cache` lies a folder for this list of files and this size: images.bin, uint8 (N, 3, S, S), mapped into memory
     and not read into it; done.bin, a byte for each image (0 not yet, 1 decoded, 2 cannot be read); index.json, the
     paths and a fingerprint of the files' sizes and times. Several processes decode. What is there already is used; a
-    killed build goes on where it stopped; a changed source is decoded anew; a whole one need not be writable. Raises UserError when
-    the disk is too full. A script that loads many images needs if __name__ == "__main__", as always with multiprocessing.
+    killed build goes on where it stopped; a changed source is decoded anew; one whole and without bad images need not be writable.
+    Raises UserError when the disk is too full. A script that loads many images needs if __name__ == "__main__", as always with
+    multiprocessing.
     """
     if cache is None:
         return decode(paths[:first], first, image_size, what, skip_bad)
-    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a process of `fill`, which would wait for its parent
-        raise UserError('load images under if __name__ == "__main__": the processes that decode import the script first')
+    tell_unguarded_script()  # here, as it would wait for the lock that its parent holds
     image_size = large_enough(image_size or natural_size(paths))
     absolute = functools.cache(os.path.abspath)  # of each folder once: there may be a million files
     names, n = [os.path.join(absolute(folder), name) for folder, name in map(os.path.split, paths)], len(paths)
@@ -1163,6 +1164,7 @@ def map_by_processes(function, jobs):
     if workers < 2:
         yield from map(function, jobs)
         return
+    tell_unguarded_script()
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent)
     try:
         for result in pool.map(function, jobs):
@@ -1172,12 +1174,20 @@ def map_by_processes(function, jobs):
         pool.shutdown(wait=done < len(jobs), cancel_futures=True)  # on success there is no need to wait for idle processes to end
 
 
+def tell_unguarded_script():
+    """Raises UserError in a process of map_by_processes that runs the user's script again, because that has no guard."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UserError('load images under if __name__ == "__main__": the processes that decode import the script first')
+
+
 def end_with_parent():
-    """Lets this process end when its parent does, even if the parent is killed and cannot tell it."""
+    """Lets this process end when its parent does, even if the parent is killed and cannot tell it, and not by Ctrl-C, which the
+    parent gets too."""
     def watch():
         multiprocessing.parent_process().join()
         os._exit(1)
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=watch, daemon=True).start()
 
 
@@ -1415,12 +1425,14 @@ def locked(file):
     """Holds a lock on a file, so that one process at a time is inside; released when the process dies. No lock on Windows,
     on file systems without locks, and where one may only read."""
     with ExitStack() as stack:
-        try:
-            opened = stack.enter_context(open(file, "w"))
-            if fcntl:
-                fcntl.flock(opened, fcntl.LOCK_EX)
-        except OSError:
-            pass
+        for mode in "wr":  # another user's file may only be read, which suffices on most file systems
+            try:
+                opened = stack.enter_context(open(file, mode))
+                if fcntl:
+                    fcntl.flock(opened, fcntl.LOCK_EX)
+                break
+            except OSError:
+                pass
         yield
 
 
@@ -1452,23 +1464,23 @@ class Progress:
 # ----------------------------------------------------------------------------------------- curation
 
 
-def nearest_partners(h, labels=None, forbidden=None, tries=5):
+def nearest_partners(h, labels=None, forbidden=None, tries=5, at_once=2**27):
     """For each image the nearest other one by cosine similarity of features h (N, d): (N,).
 
     labels (N,): only images of the same class. forbidden(i, j) -> bool (n,): partners to reject, such as near-identical
-    images; the first of the `tries` nearest that is not rejected is taken, else the nearest. Raises ValueError for a class
-    with one image.
+    images; the first of the `tries` nearest that is not rejected is taken, else the nearest. `at_once` similarities are held
+    in memory. Raises ValueError for a class with one image.
     """
     labels = torch.zeros(len(h), dtype=torch.long) if labels is None else labels
     by_class, n_c, _ = sorted_by_class(labels)
     if (n_c == 1).any():
         raise ValueError("a class with one image has no partner for it")
-    h, partner, progress, done = F.normalize(h, dim=1), torch.empty_like(labels), Progress("nearest neighbours", len(h)), 0
+    partner, progress, done = torch.empty_like(labels), Progress("nearest neighbours", len(h)), 0
     for members in by_class.split(labels.unique(return_counts=True)[1].tolist()):  # a class at a time: its square, not that of all
-        among = h[members]
-        for start in range(0, len(members), 1024):
-            rows = members[start : start + 1024]
-            similarity = among[start : start + 1024] @ among.T
+        among, step = F.normalize(h[members], dim=1), max(1, at_once // len(members))
+        for start in range(0, len(members), step):
+            rows = members[start : start + step]
+            similarity = among[start : start + step] @ among.T
             similarity.diagonal(start).fill_(-math.inf)  # of an image with itself
             nearest = members[similarity.topk(min(tries, len(members) - 1), dim=1).indices.cpu()]  # (n, tries)
             if forbidden is not None:
@@ -1482,7 +1494,11 @@ def nearest_partners(h, labels=None, forbidden=None, tries=5):
 
 def thumbnails(images):
     """Gray thumbnails (N, 64) float in 0 ... 255 of images uint8 (N, 3, S, S), by area averages."""
-    return torch.cat([F.adaptive_avg_pool2d(luma(part.float()), 8).flatten(1) for part in images.split(512)])
+    found, progress = [], Progress("thumbnails", len(images))
+    for part in images.split(512):
+        found.append(F.adaptive_avg_pool2d(luma(part.float()), 8).flatten(1))
+        progress(512 * len(found))
+    return torch.cat(found)
 
 
 def read_thumbnails(paths):
@@ -1507,7 +1523,8 @@ def propose(folder, by="random", count=None, backbone=None, image_size=None, see
     The train split of a folder of class folders, or a folder of images without classes. by "random": uniform over the
     other images of the class; "features": the nearest neighbour in the features of `backbone` that is not
     near-identical, within the class; with `ignore_labels`, or without classes, among all images, and then some are
-    false pairs. `count` keeps that many, classes in turn; `cache` as in load_images. Raises UserError for a class with one image.
+    false pairs. In random order, but the classes in turn; `count` keeps the first. `cache` as in load_images, whose array
+    of the train split is the same. Raises UserError for a class with one image and for names that a list cannot hold.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -1521,13 +1538,19 @@ def propose(folder, by="random", count=None, backbone=None, image_size=None, see
             raise UserError(f"--data {folder}: neither class folders nor two images in it")
         if by == "random":
             raise UserError(f"--data {folder} has no class folders: only --by features can propose partners there")
+    paths, labels = [paths[i] for i in by_turns(labels).tolist()], labels[by_turns(labels)]
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    for name in names:
+        if name != name.encode(errors="replace").decode() or "\r" in name:
+            raise UserError(f"{folder}: the file name {name!r} is not UTF-8, as a list must be, or breaks its lines; rename it")
+    name_lonely_classes = lambda: ignore_labels or make_pairs("semantic", ImageSet(folder.name, None, labels, classes), seed)
+    name_lonely_classes()
     image_size = 8 if by == "random" else image_size  # random: read to find the bad ones
     images, kept = cached(paths, len(paths), image_size, f"reading {folder.name}", skip_bad, cache)
-    paths, labels = [paths[i] for i in kept.tolist()], labels[kept]
-    if len(paths) < 2:
+    names, labels = [names[i] for i in kept.tolist()], labels[kept]
+    if len(names) < 2:
         raise UserError(f"--data {folder}: only one of its images can be read")
-    if not ignore_labels:
-        make_pairs("semantic", ImageSet(folder.name, images, labels, classes), seed)  # names classes with one image
+    name_lonely_classes()
     if by == "random":
         partner = semantic_partners(labels, stream("propose", seed))
     else:
@@ -1536,16 +1559,9 @@ def propose(folder, by="random", count=None, backbone=None, image_size=None, see
         small = thumbnails(images)
         h = evaluate.features(backbone, images)
         partner = nearest_partners(h, None if ignore_labels else labels, lambda i, j: near_identical(small[i], small[j]))
-    order = torch.randperm(len(paths), generator=stream("propose order", seed))
-    order = order[by_turns(labels[order])][:count]
-
-    def name(i):
-        path = paths[i].relative_to(folder).as_posix()
-        if path != path.encode(errors="replace").decode() or "\r" in path:
-            raise UserError(f"{folder}: the file name {path!r} is not UTF-8, as a list must be, or breaks its lines; rename it")
-        return path
-
-    return [{"image_a": name(i), "image_b": name(partner[i]), "category": classes[labels[i]]} for i in order.tolist()]
+    order = torch.randperm(len(names), generator=stream("propose order", seed))
+    order = order[rank_in_class(labels[order]).argsort(stable=True)][:count]  # one of each class, in random order, then the next
+    return [{"image_a": names[i], "image_b": names[partner[i]], "category": classes[labels[i]]} for i in order.tolist()]
 
 
 @picture
@@ -1586,7 +1602,8 @@ def category_of(path, folder):
 
 def check(file, folder=None):
     """Checks a pair list: (lines of the report, mistakes). A mistake is a missing or unreadable image, an image
-    paired with itself or with a near-identical one, or, where the list or class folders tell, a pair of two categories."""
+    paired with itself or with a near-identical one, or, where the list or class folders tell, a pair of two categories. A script
+    that checks a long list needs if __name__ == "__main__", as several processes read the images."""
     table, folder = read_rows(file, folder)
     rows = [row for row in table if row["keep"]]
     report, mistakes = [f"{file}: {len(table)} rows, {len(rows)} kept"], []
@@ -1665,6 +1682,8 @@ def main():
     if out.exists():
         raise UserError(f"{out} exists and is not overwritten; choose another --out")
     not_a_class(args.data, {"--cache": args.cache})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.touch(), out.unlink()  # a folder that cannot be written to is better told now
     backbone = None
     if args.by == "features":
         import evaluate
@@ -1680,7 +1699,6 @@ def main():
     elif args.ignore_labels:
         raise UserError("--ignore-labels needs --by features: random partners of any class are no semantic pairs")
     rows = propose(args.data, args.by, args.count, backbone, args.image_size, args.seed, args.ignore_labels, args.skip_bad, args.cache)
-    out.parent.mkdir(parents=True, exist_ok=True)
     with open(out, "w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, ["number", "image_a", "image_b", "category", "keep"], lineterminator="\n")
         table.writeheader()
@@ -1688,9 +1706,9 @@ def main():
     print(f"{out}: {len(rows):,} pairs; contact sheets follow", flush=True)
     sheets = write_sheets(out.with_suffix("") if out.suffix == ".csv" else out, rows[: args.show], args.data)
     last = f" ... {sheets[-1].name}" if len(sheets) > 1 else ""
-    options = shlex.join([str(out), "--data", args.data])
+    listed, cache = [str(out), "--data", args.data], ["--cache", args.cache] * (args.cache != "cache")
     print(f"Look at {sheets[0]}{last}, set keep to 0 where a pair is wrong, then\n"
-          f"    python pairs.py check {options}\n    python simclr.py --pairs {options}")
+          f"    python pairs.py check {shlex.join(listed)}\n    python simclr.py --pairs {shlex.join(listed + cache)}")
 
 
 if __name__ == "__main__":

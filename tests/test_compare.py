@@ -10,7 +10,7 @@ from PIL import Image
 import evaluate
 from pairs import UserError
 
-CONFIG = {"method": "simclr", "arm": "semantic", "data": "scenes", "backbone": "convnet", "image_size": 32, "limit": None, "epochs": 30, "lr": 0.5, "torch": "2"}
+CONFIG = {"method": "simclr", "arm": "semantic", "data": "scenes", "backbone": "convnet", "image_size": 32, "limit": None, "epochs": 30, "lr": 0.5, "files_crc32": 5, "torch": "2"}
 
 
 @pytest.fixture
@@ -48,6 +48,13 @@ def test_runs_that_are_not_matched_are_refused_by_the_settings_name(make):
     for name, value in (("epochs", 31), ("lr", 0.4), ("image_size", 64), ("gray", 0.1), ("limit", 100), ("files_crc32", 7), ("pairs_per_epoch", 9)):
         with pytest.raises(UserError, match=f"{name} is .* in .* and {value} in "):
             evaluate.compare([*fine, make("semantic", 1, 0.6, **{name: value})])
+    older = make("augmented", 1, 0.5)
+    config = json.loads((older / "config.json").read_text())
+    del config["files_crc32"]  # which older code did not write
+    evaluate.write_json(older / "config.json", config)
+    assert evaluate.compare([older, *fine])[0]["difference"][0] == pytest.approx(0.1)
+    with pytest.raises(UserError, match="files_crc32 is 5 in .* and 7 in "):
+        evaluate.compare([older, *fine, make("semantic", 1, 0.6, files_crc32=7)])
     with pytest.raises(UserError, match="semantic pairs, seed 0 is there already"):
         evaluate.compare([*fine, make("semantic", 0, 0.6)])
     run = make("semantic", 5, 0.6)

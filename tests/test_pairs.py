@@ -627,6 +627,9 @@ def test_a_script_that_decoding_processes_import_again_is_told(tmp_path, monkeyp
     monkeypatch.setattr(pairs.multiprocessing.current_process(), "_inheriting", True, raising=False)
     with pytest.raises(UserError, match='load images under if __name__ == "__main__"'):
         pairs.cached(files, 2, 16, "", cache=tmp_path / "cache")
+    monkeypatch.setattr(pairs.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    with pytest.raises(UserError, match='load images under if __name__ == "__main__"'):
+        list(pairs.map_by_processes(pairs.read_thumbnails, [[]] * 32))
 
 
 def test_a_killed_build_goes_on_and_ends_equal(tmp_path):
@@ -689,6 +692,15 @@ def test_proposed_pairs_are_balanced_and_pass_the_check(tmp_path):
         assert row["image_a"] != row["image_b"] and row["image_a"].split("/")[1] == row["image_b"].split("/")[1] == row["category"]
 
 
+def test_fewer_pairs_than_classes_are_of_classes_at_random(tmp_path):
+    for c in range(20):
+        (tmp_path / "d" / f"c{c:02d}").mkdir(parents=True)
+        for i in range(5):
+            Image.new("RGB", (8, 8), (c, i, 0)).save(tmp_path / "d" / f"c{c:02d}" / f"{i}.png")
+    categories = [row["category"] for row in pairs.propose(tmp_path / "d", count=10)]
+    assert len(set(categories)) == 10 and set(categories) != {f"c{c:02d}" for c in range(10)}
+
+
 def test_a_file_name_that_a_list_cannot_hold_is_named(tmp_path):
     folder = two_colours(tmp_path / "d")
     try:
@@ -713,7 +725,7 @@ def test_neighbours_of_many_images_are_those_of_plain_loops():
     labels[:1060] = 0
     u = torch.nn.functional.normalize(h, dim=1).double()
     for labels in (None, labels):
-        found = pairs.nearest_partners(h, labels, forbidden=lambda i, j: (i + j) % 3 == 0)
+        found = pairs.nearest_partners(h, labels, forbidden=lambda i, j: (i + j) % 3 == 0, at_once=500_000)
         for i in range(0, 1100, 7):
             others = [j for j in range(1100) if j != i and (labels is None or labels[j] == labels[i])]
             nearest = sorted(others, key=lambda j: -(u[i] @ u[j]))[:5]
@@ -728,10 +740,15 @@ def test_a_list_is_proposed_from_the_cache_and_checked_by_several_processes(tmp_
     backbone, _ = evaluate.build_backbone("convnet", 16)
     by_features = [pairs.propose(folder, "features", None, backbone, 16, cache=cache) for cache in (None, tmp_path / "c")]
     assert by_features[0] == by_features[1]
+    assert len(list((tmp_path / "c").iterdir())) == 2  # at 8 px, where no features are needed, and
+    pairs.load_images(folder, "train", 16, cache=tmp_path / "c")  # that of a run on the folder
+    assert len(list((tmp_path / "c").iterdir())) == 2
     (folder / "train" / "blue" / "03.png").write_bytes(b"")
-    for by in ("random", "features"):
-        rows = pairs.propose(folder, by, None, backbone, 16, skip_bad=True, cache=tmp_path / "c")
-        assert len({row["image_a"] for row in rows}) == 23 and "train/blue/03.png" not in {row[c] for row in rows for c in ("image_a", "image_b")}
+    partners = lambda rows: {row["image_a"]: row["image_b"] for row in rows}
+    rows, plain = (pairs.propose(folder, "features", None, backbone, 16, skip_bad=True, cache=cache) for cache in (tmp_path / "c", None))
+    assert partners(rows) == partners(plain)  # though the cache returns the images in another order
+    for rows in (rows, pairs.propose(folder, skip_bad=True, cache=tmp_path / "c")):
+        assert len(partners(rows)) == 23 and "train/blue/03.png" not in partners(rows).keys() | partners(rows).values()
         assert all(row["image_a"].split("/")[1] == row["image_b"].split("/")[1] == row["category"] for row in rows)
     files = pairs.find_images(folder)
     chunks = [[files[i % 24], files[3]] for i in range(40)]  # many jobs, so that processes start
@@ -753,10 +770,10 @@ def run_pairs(*arguments):
 
 def test_propose_strike_out_check_and_train_as_a_user_does(tmp_path):
     folder, out = two_colours(tmp_path / "d"), tmp_path / "pairs.csv"
-    status, said, error = run_pairs("propose", "--data", folder, "--out", tmp_path / "few.csv", "--show", 2)
+    status, said, error = run_pairs("propose", "--data", folder, "--out", tmp_path / "few.csv", "--show", 2, "--cache", tmp_path / "c")
     assert status == 0 and "24 pairs" in said and Image.open(tmp_path / "few-001.png").size[1] < 200, error
-    status, said, error = run_pairs("propose", "--data", folder, "--out", out)
-    assert status == 0 and "24 pairs" in said, error
+    status, said, error = run_pairs("propose", "--data", folder, "--out", out, "--cache", tmp_path / "c")
+    assert status == 0 and "24 pairs" in said and f"pairs.csv --data {folder} --cache {tmp_path}" in said, error
     assert min(Image.open(tmp_path / "pairs-001.png").size) > 100
     text = out.read_text().splitlines()
     assert text[0] == "number,image_a,image_b,category,keep" and len(text) == 25
@@ -879,7 +896,7 @@ def test_contact_sheets_of_classes_and_lists_of_any_name(tmp_path):
     folder = two_colours(tmp_path / "d", 3)
     (folder / "train" / "red").rename(folder / "train" / "$5_to_$_x")
     for out in ("v.1", "v.2"):
-        status, _, error = run_pairs("propose", "--data", folder, "--out", tmp_path / out)
+        status, _, error = run_pairs("propose", "--data", folder, "--out", tmp_path / out, "--cache", tmp_path / "c")
         assert status == 0, error
     assert {"v.1-001.png", "v.2-001.png"} <= {p.name for p in tmp_path.iterdir()}
 
