@@ -44,44 +44,41 @@ curation() {  # of 8 runs: SimCLR with a quarter of the semantic pairs or with t
   row "semantic-seed0 --pairs semantic --seed 0"
   row "augmented-seed0 --pairs augmented --seed 0"
 }
-judge() {  # a folder of results, then runs
+judge() {  # a folder for results, then runs. Nothing below results changes before the last is evaluated: it would mark their commit as dirty
   to=$1
   shift
   for run in "$@"; do
-    "$python" evaluate.py transfer "$run" --data "$clothes" >> "$to/output.txt"
+    "$python" evaluate.py transfer "$run" --data "$clothes" >> runs-output.txt
+  done
+  for run in "$@"; do
     mkdir -p "$to/$(basename "$run")"
     cp "$run"/{config.json,result.json,log.jsonl} "$to/$(basename "$run")/"
   done
+  # lines of the training log are in log.jsonl
+  grep -vE '^epoch |^reading |features of|L2 strengths' runs-output.txt > "$to/output.txt"
 }
-commands 20 | xargs -P 2 -L 1 "$python" > runs-output.txt  # not below results yet: a changed file there would mark the runs' commit as dirty
-mv runs-output.txt results/transfer/output.txt
+commands 20 | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge results/transfer runs/{simclr,moco,byol,simsiam}-*-"$(basename "$cifar")"-seed[0-4]
 "$python" evaluate.py compare results/transfer/{simclr,moco,byol,simsiam}-*-seed[0-4] --out results/transfer
 
 # Three times as long. Three seeds were planned; SimCLR was given five after its seed 0 had been seen, the others after their
 # seeds 0 to 2. SimCLR's runs come from commit ae35256, the others from e70865e; MoCo's seeds 0 to 2 were made by both, with equal
-# accuracies to the last digit. Lines of the training log, here left out of the output, are in log.jsonl.
+# accuracies to the last digit.
 long=results/transfer/epochs60
-mkdir -p $long
 commands 60 runs/epochs60 | xargs -P 2 -L 1 "$python" > runs-output.txt
-grep -vE '^epoch |^reading |features of|L2 strengths' runs-output.txt > $long/output.txt
 judge $long runs/epochs60/*
 "$python" evaluate.py compare $long/{simclr,moco,byol,simsiam}-* --out $long
 
 # Without colour, without crops and without any augmentation: planned before the first was run, and not added to. Commit 009aa69,
 # which also made seed 0 of the 60 epochs again (again.txt): equal accuracies to the last digit.
 off=results/transfer/without
-mkdir -p $off
 without | xargs -P 2 -L 1 "$python" > runs-output.txt
-grep -vE '^epoch |^reading |features of|L2 strengths' runs-output.txt > $off/output.txt
 judge $off runs/epochs60-without/*
 "$python" evaluate.py compare $long/simclr-*-seed[0-2] $off/simclr-*-without-{crop,jitter-gray,crop-flip-jitter-gray}-seed[0-2] --by without --measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")" --out $off
 
 # How few semantic pairs, and how clean? Planned before the first was run, and not added to. These runs were made on a machine that
 # computes in float32, the ones that they stand beside in bf16: hence seed 0 of those once more.
 few=results/transfer/curation
-mkdir -p $few
 curation | xargs -P 2 -L 1 "$python" > runs-output.txt
-grep -vE '^epoch |^reading |features of|L2 strengths' runs-output.txt > $few/output.txt
 judge $few runs/epochs60-curation/*
 "$python" evaluate.py compare $long/simclr-*-seed[0-2] $few/simclr-{share,false}*-seed[0-2] --measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")" --out $few
