@@ -2,7 +2,7 @@
 # Transfer from CIFAR-10 to clothes: four methods on 20,000 CIFAR-10 images with either kind of pairs, five seeds, then a
 # linear probe on another data set. Two runs at a time, one thread each, 5 to 7 minutes a run: two and a half hours. Then the same
 # for three times as many epochs, 8 to 29 minutes a run: six hours; then SimCLR without kinds of augmentation, 12 minutes a run:
-# two hours. From the repository's root, with the two data sets' folders of class folders:
+# two hours; then with few or false semantic pairs, 8 runs. From the repository's root, with the two data sets' folders of class folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 # SimCLR's runs here come from commit a3cbafd (output.txt), the others' from a later one (output-others.txt, with the trials of moco-recipe.txt).
 # Since then all 8 parts of MoCo's batch together move BatchNorm's running statistics as much as one batch does. Seed 0 run again
@@ -76,8 +76,9 @@ without | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $off runs/epochs60-without/*
 "$python" evaluate.py compare $long/simclr-*-seed[0-2] $off/simclr-*-without-{crop,jitter-gray,crop-flip-jitter-gray}-seed[0-2] --by without --measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")" --out $off
 
-# How few semantic pairs, and how clean? Planned before the first was run, and not added to. These runs were made on a machine that
-# computes in float32, the ones that they stand beside in bf16: hence seed 0 of those once more.
+# How few semantic pairs, and how clean? Planned before the first was run, and not added to. These runs, of commit b205906, were made
+# on a machine that computes in float32 (40 minutes each), the ones that they stand beside in bf16: hence seed 0 of those once more,
+# which has not been run yet.
 few=results/transfer/curation
 curation | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $few runs/epochs60-curation/*
