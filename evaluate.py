@@ -1586,11 +1586,11 @@ def parse_args(argv=None):
 
 def main():
     args = parse_args()
-    git_commit()
     if args.command == "compare":
         print(write_comparison(compare(args.run, args.by, args.measure), args.out))
         print(f"\n{args.out} holds comparison.md, comparison.csv and comparison.png")
         return
+    git_commit()  # of the code that runs: its files may have changed when the results are written
     device = pick_device(args.device)
     if args.backbone_file:
         if args.run or not args.backbone:

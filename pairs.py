@@ -1497,7 +1497,7 @@ def thumbnails(images):
     found, progress = [], Progress("thumbnails", len(images))
     for part in images.split(512):
         found.append(F.adaptive_avg_pool2d(luma(part.float()), 8).flatten(1))
-        progress(512 * len(found))
+        progress(sum(map(len, found)))
     return torch.cat(found)
 
 
@@ -1538,7 +1538,8 @@ def propose(folder, by="random", count=None, backbone=None, image_size=None, see
             raise UserError(f"--data {folder}: neither class folders nor two images in it")
         if by == "random":
             raise UserError(f"--data {folder} has no class folders: only --by features can propose partners there")
-    paths, labels = [paths[i] for i in by_turns(labels).tolist()], labels[by_turns(labels)]
+    turns = by_turns(labels)
+    paths, labels = [paths[i] for i in turns.tolist()], labels[turns]
     names = [path.relative_to(folder).as_posix() for path in paths]
     for name in names:
         if name != name.encode(errors="replace").decode() or "\r" in name:
@@ -1617,15 +1618,16 @@ def check(file, folder=None):
             mistakes.append(f"line {row['line']}: {row['image_a']} is of {row['category']}, and of {named[row['image_a']]} in another row")
     if rows and not any(path.is_file() for path in seen):
         return report, [f"{file}: none of its images is in {folder}: is --data the folder that its paths are relative to?"]
-    small, progress, paths = {}, Progress("reading images", len(seen)), list(seen)
+    small, progress, done, paths = {}, Progress("reading images", len(seen)), 0, list(seen)
     chunks = [paths[i : i + 64] for i in range(0, len(paths), 64)]
-    for i, (chunk, found) in enumerate(zip(chunks, map_by_processes(read_thumbnails, chunks))):
+    for chunk, found in zip(chunks, map_by_processes(read_thumbnails, chunks)):
         for path, thumbnail in zip(chunk, found):
             if isinstance(thumbnail, str):
                 mistakes.append(f"line {seen[path][0]}: " + (f"{thumbnail}: cannot be read" if path.is_file() else f"{path} is missing"))
             else:
                 small[path] = torch.from_numpy(thumbnail)
-        progress(64 * i + len(chunk))
+        done += len(chunk)
+        progress(done)
     false, known, category = [], 0, categories_of(rows, folder)
     for row in rows:
         a, b = small.get(row["image_a"]), small.get(row["image_b"])

@@ -2,7 +2,8 @@
 # Transfer from CIFAR-10 to clothes: four methods on 20,000 CIFAR-10 images with either kind of pairs, five seeds, then a
 # linear probe on another data set. Two runs at a time, one thread each, 5 to 7 minutes a run: two and a half hours. Then the same
 # for three times as many epochs, 8 to 29 minutes a run: six hours; then SimCLR without kinds of augmentation, 12 minutes a run:
-# two hours; then with few or false semantic pairs, 8 runs. From the repository's root, with the two data sets' folders of class folders:
+# two hours; then with few or false semantic pairs, 8 runs. From the repository's root, with the two data sets' folders of class
+# folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 # SimCLR's runs here come from commit a3cbafd (output.txt), the others' from a later one (output-others.txt, with the trials of moco-recipe.txt).
 # Since then all 8 parts of MoCo's batch together move BatchNorm's running statistics as much as one batch does. Seed 0 run again
