@@ -521,10 +521,12 @@ def save_picture(path, source, view1, view2, columns=6):
     columns = min(columns, len(source))
     captions = {"augmented": "augmented pairs: two views of one image", "semantic": "semantic pairs: two images of one category",
                 "list": "pairs of the curated list"}
+    controls = f"\n{source.semantic_share:.0%} of all pairs, the others augmented" * (source.semantic_share < 1)
+    controls += f"\n{source.false_pairs:.0%} of them false: of two categories" * (source.false_pairs > 0)
     figure = plt.figure(figsize=(columns * len(kinds), 4.4), layout="constrained")
     mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
     for block, kind in zip(figure.subfigures(1, len(kinds), squeeze=False, wspace=0.03)[0], kinds):
-        block.suptitle(captions[kind], fontsize=11)
+        block.suptitle(captions[kind] + (controls if kind != "augmented" else "\n " * controls.count("\n")), fontsize=11)
         anchor, partner = (index[:columns] for index in replace(source, kind=kind).epoch(0))
         generator = stream("picture", source.seed)
         a, b = source.pool.images[anchor], source.pool.images[partner]
