@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Detection on blood cells (BCCD, VOC layout): Faster R-CNN (C4) on a ResNet-18 pretrained on scenes with either kind of
-# pairs, or not at all; three seeds of the detector. Two runs at a time, one thread each: about 20 minutes for each
+# pairs, or not at all; three seeds of the detector. Two runs at a time, one thread each: 26 minutes for each
 # pretraining, 6 for each detector, on two cores. From the repository's root, with the data set's folder:
 #     bash results/detection/run.sh bccd-voc [python]
 set -e

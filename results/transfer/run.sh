@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Transfer from CIFAR-10 to clothes: four methods on 20,000 CIFAR-10 images with either kind of pairs, five seeds, then a
-# linear probe on another data set. Two runs at a time, one thread each, 5 to 7 minutes a run: two and a half hours. Then the same
-# for three times as many epochs, 8 to 29 minutes a run: six hours; then SimCLR without kinds of augmentation, 12 minutes a run:
-# two hours; then with few or false semantic pairs, 8 runs. From the repository's root, with the two data sets' folders of class
-# folders:
+# linear probe on another data set. Two runs at a time, one thread each, 3 to 10 minutes a run: two and a half hours. Then the
+# same for three times as many epochs, 8 to 29 minutes a run: six hours; then SimCLR without kinds of augmentation, 12 minutes
+# a run: two hours; then with few or false semantic pairs, 8 runs: three hours in float32. From the repository's root, with the
+# two data sets' folders of class folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 # SimCLR's runs here come from commit a3cbafd (output.txt), the others' from a later one (output-others.txt, with the trials of moco-recipe.txt).
 # Since then all 8 parts of MoCo's batch together move BatchNorm's running statistics as much as one batch does. Seed 0 run again
@@ -63,22 +63,22 @@ judge results/transfer runs/{simclr,moco,byol,simsiam}-*-"$(basename "$cifar")"-
 "$python" evaluate.py compare results/transfer/{simclr,moco,byol,simsiam}-*-seed[0-4] --out results/transfer
 
 # Three times as long. Three seeds were planned; SimCLR was given five after its seed 0 had been seen, the others after their
-# seeds 0 to 2. SimCLR's runs come from commit ae35256, the others from e70865e; MoCo's seeds 0 to 2 were made by both, with equal
-# accuracies to the last digit.
+# seeds 0 to 2. SimCLR's runs come from commit ae35256, the others from e70865e; MoCo's seeds 0 to 2 were made by both, with
+# accuracies equal to the three digits printed.
 long=results/transfer/epochs60
 commands 60 runs/epochs60 | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $long runs/epochs60/*
 "$python" evaluate.py compare $long/{simclr,moco,byol,simsiam}-* --out $long
 
 # Without colour, without crops and without any augmentation: planned before the first was run, and not added to. Commit 009aa69,
-# which also made seed 0 of the 60 epochs again (again.txt): equal accuracies to the last digit.
+# which also made seed 0 of the 60 epochs again (again.txt): accuracies equal to the three digits printed.
 off=results/transfer/without
 without | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $off runs/epochs60-without/*
 "$python" evaluate.py compare $long/simclr-*-seed[0-2] $off/simclr-*-without-{crop,jitter-gray,crop-flip-jitter-gray}-seed[0-2] --by without --measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")" --out $off
 
 # How few semantic pairs, and how clean? Planned before the first was run, and not added to. These runs, of commit b205906, were made
-# on a machine that computes in float32 (40 minutes each), the ones that they stand beside in bf16: hence seed 0 of those once more,
+# on a machine that computes in float32 (45 minutes each), the ones that they stand beside in bf16: hence seed 0 of those once more,
 # which has not been run yet.
 few=results/transfer/curation
 curation | xargs -P 2 -L 1 "$python" > runs-output.txt
