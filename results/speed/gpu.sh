@@ -13,11 +13,11 @@ shift 3
 export PYTHONUNBUFFERED=1
 mkdir -p "$to"
 if [ "$part" = bench ]; then
-  "$python" tests/bench.py --workers 16 --out "$to/bench-gpu.json" "$@" | tee "$to/bench-gpu.txt"
+  "$python" tests/bench.py --device cuda --workers 16 --out "$to/bench-gpu.json" "$@" | tee "$to/bench-gpu.txt"
   exit
 fi
 run=runs/gpu-$part to=$to/cifar10-gpu/$part start=$(date +%s)
-"$python" "$part.py" --pairs augmented --data "$data" --out "$run" "$@" | tee output.part
+"$python" "$part.py" --pairs augmented --data "$data" --out "$run" --device cuda "$@" | tee output.part
 mkdir -p "$to"
 mv output.part "$to/output.txt"
 cp "$run"/{config.json,log.jsonl,result.json} "$to"
