@@ -31,6 +31,7 @@ import copy
 import csv
 import functools
 import hashlib
+import io
 import json
 import math
 import os
@@ -140,6 +141,13 @@ def load_backbone(run):
     return trained, untrained
 
 
+def load_run(run):
+    """(config, trained, untrained backbone) of a run folder, all of one moment, as the run may go on meanwhile."""
+    read_config(run)  # before a lock is left in a folder that is none of a run
+    with pairs.locked(Path(run) / "result.json.lock"):
+        return read_config(run), *load_backbone(run)
+
+
 def load_weights(backbone, file):
     """Loads a file of torchvision-format weights; only a classifier may be left over.
 
@@ -177,13 +185,13 @@ def adopt(file, name, image_size=224, out=None):
     folder = Path(out or f"runs/{name}-{file.stem}")
     config = {"method": None, "pairs": None, "data": None, "limit": None, "root": "data", "backbone": name, "image_size": image_size,
               "seed": 0, "processes": 1, "backbone_file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-    if folder.exists() and read_config(folder) != config:
+    if folder.exists() and any(folder.iterdir()) and read_config(folder) != config:
         raise UserError(f"{folder} exists and is of another backbone or option; --out DIR writes elsewhere")
     backbone, _ = build_backbone(name, image_size, verbose=True)
     load_weights(backbone, file)
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(backbone.state_dict(), folder / "backbone.pt")
-    write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)  # first: if this is killed, the same again will finish it
+    save_tensors(folder / "backbone.pt", backbone.state_dict())
     return folder
 
 
@@ -325,8 +333,11 @@ def a_fifth(labels, seed=0):
 
 
 def split_off_validation(train, val):
-    """(rows to choose on, rows to train on) among the training and then the validation images; val None: see a_fifth."""
+    """(rows to choose on, rows to train on) among the training and then the validation images; val None: see a_fifth. Raises
+    UserError if a fifth is less than one image."""
     if val is None:
+        if len(train) < 5:
+            raise UserError(f"{train.name} has {len(train)} training images, of which a fifth is to choose on: a probe needs 5 or more")
         return a_fifth(train.labels)
     return torch.arange(len(train), len(train) + len(val)), shuffled_by_turns(train.labels, 0)
 
@@ -782,7 +793,7 @@ def collapse_signals(z):
     z = F.normalize(z.detach().cpu().double(), dim=1)  # Apple's GPUs have no float64
     gram = z @ z.T if len(z) < z.shape[1] else z.T @ z
     s = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()  # z's singular values, faster than by an SVD; a GPU is idle meanwhile
-    s = s / s.sum()
+    s = s / s.sum().clamp(min=1e-12)  # all embeddings may be 0
     rank = torch.exp(-(s * torch.log(s.clamp(min=1e-12))).sum())
     return (z.std(0).mean() * math.sqrt(z.shape[1])).item(), rank.item()
 
@@ -966,8 +977,8 @@ class Run:
         if self.first and log.exists():  # lines after the checkpoint are of steps that will be run again; the last may be cut off
             lines = [line for line in log.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= self.step]
             log.write_text("".join(line + "\n" for line in lines))
-        if self.first:
-            write_json(self.folder / "config.json", old | {"trained_epochs": self.epoch})
+        if self.first:  # the run may have been killed between its last checkpoint and the backbone.pt of that
+            self._publish()
 
     def log(self, epoch, loss, lr, z):
         """Counts a step; every two seconds and at the end of an epoch writes a line to the screen and log.jsonl.
@@ -1008,18 +1019,24 @@ class Run:
                             f"{self.folder / 'checkpoint.pt'} holds the end of epoch {self.epoch}")
         if 0 < epoch < self.epochs and time.time() - self.saved < SECONDS_BETWEEN_SAVES:
             return
-        before, self.epoch, self.saved = self.epoch, epoch, time.time()
+        self.epoch, self.saved = epoch, time.time()
         if not self.first:
             return
-        if (self.folder / "result.json").exists():  # what the weights were worth that are now replaced
-            os.replace(self.folder / "result.json", self.folder / f"result-epoch{before}.json")
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "epoch": epoch, "step": self.step,
                  "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state() if self.device.type == "cuda" else None}
+        save_tensors(self.folder / "checkpoint.pt", state)
+        self._publish()
+
+    def _publish(self):
+        """Writes backbone.pt, and in config.json the epoch that it is of; results of an earlier one are set aside."""
+        config, result = read_config(self.folder), self.folder / "result.json"
         bare = {key: value.detach().cpu().contiguous() for key, value in self.backbone.state_dict().items()}
-        for name, content in (("checkpoint.pt", state), ("backbone.pt", bare)):
-            torch.save(content, self.folder / (name + ".part"))
-            os.replace(self.folder / (name + ".part"), self.folder / name)
-        write_json(self.folder / "config.json", read_config(self.folder) | {"trained_epochs": epoch})
+        with pairs.locked(self.folder / "result.json.lock"):
+            before = config.get("trained_epochs", self.epoch)
+            if result.exists() and before != self.epoch:
+                os.replace(result, self.folder / f"result-epoch{before}.json")
+            save_tensors(self.folder / "backbone.pt", bare)
+            write_json(self.folder / "config.json", config | {"trained_epochs": self.epoch})
 
     def finish(self, data):
         """Draws curves.png, evaluates the backbone on `data`, prints the table, writes result.json; process 0 alone does."""
@@ -1060,10 +1077,26 @@ def git_commit():
         return None
 
 
-def write_json(path, content):
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(part, path)
+def write_whole(file, content):
+    """Writes bytes to a file, whole or not at all: when the disk is full what was there stays, and nothing is left beside it."""
+    part = file.with_name(file.name + ".part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, file)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def save_tensors(file, content):
+    """torch.save to a file, whole or not at all. (On a full disk torch.save itself raises a RuntimeError, not an OSError.)"""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_whole(file, buffer.getbuffer())
+
+
+def write_json(file, content):
+    write_whole(file, (json.dumps(content, indent=2, default=str) + "\n").encode())
 
 
 def read_json(file):
@@ -1081,16 +1114,27 @@ def read_config(run):
     return {"processes": 1} | read_json(file)  # older runs, from before there could be several, lack it
 
 
-def add_results(run, results):
+def add_results(run, results, config=None):
     """Adds {head: {data: result}} to a run's result.json, with the commit and the version of torch that they come from; whatever
     else it holds stays, also what another process adds at the same moment (a lock on result.json.lock, where the operating
-    system has them)."""
+    system has them). A result that is replaced by another goes to result-replaced.jsonl. config: the run's, when its weights
+    were read; if it has been trained further since, the results go to result-epoch<its epoch>.json."""
     versions = {"git_commit": git_commit(), "torch": torch.__version__}
     with pairs.locked(Path(run) / "result.json.lock"):
-        file = Path(run) / "result.json"
+        file, epoch = Path(run) / "result.json", config and config.get("trained_epochs")
+        if config and epoch != read_config(run).get("trained_epochs"):
+            file = file.with_name(f"result-epoch{epoch}.json")
+            print(f"note: {run} was trained further meanwhile; what its weights after epoch {epoch} gave is in {file}", flush=True)
         stored = read_json(file) if file.exists() else {}
         for head, by_data in results.items():
-            stored.setdefault(head, {}).update({data: result | versions for data, result in by_data.items()})
+            for data, result in by_data.items():
+                new = json.loads(json.dumps(result, default=str))  # as it will be read again
+                old = stored.setdefault(head, {}).get(data)
+                if old is not None and {**old, **versions} != {**new, **versions}:
+                    with open(file.with_name("result-replaced.jsonl"), "a", encoding="utf-8") as replaced:
+                        replaced.write(json.dumps({"head": head, "data": data, **old}) + "\n")
+                    print(f"note: this {head} of {data} replaces another one, which is kept in {replaced.name}", flush=True)
+                stored[head][data] = new | versions
         write_json(file, stored)
 
 
@@ -1120,11 +1164,11 @@ def evaluate_run(run, heads, data_names, device, root=None, download=False, skip
 
     Returns {head: {data: result}} of what was evaluated now. `options` go to fine_tune.
     """
-    config, names = read_config(run), [Path(data).name for data in data_names]
+    names = [Path(data).name for data in data_names]
     if len(set(names)) < len(names):
         raise UserError(f"--data {' '.join(data_names)}: two of one name would overwrite each other's result; rename a folder")
-    trained, untrained = (b.to(device) for b in load_backbone(run))
-    results = {head: {} for head in heads}
+    config, trained, untrained = load_run(run)
+    trained, untrained, results = trained.to(device), untrained.to(device), {head: {} for head in heads}
     for data in data_names:
         print(f"{run}: {', '.join(heads)} on {data}, the trained and the untrained backbone", flush=True)
         train, test, val = load_splits(config, data, root, download, skip_bad)
@@ -1132,7 +1176,7 @@ def evaluate_run(run, heads, data_names, device, root=None, download=False, skip
             raise UserError(f"knn: the images of {data} have several classes each; use transfer")
         share = f", {options['fraction']:g} of the labels, seed {options['seed']}" if "fraction" in options else ""
         found = {head: {train.name + share: r} for head, r in judge(heads, trained, untrained, train, test, val, **options).items()}
-        add_results(run, found)
+        add_results(run, found, config)
         for head in heads:
             results[head] |= found[head]
     return results
@@ -1143,9 +1187,8 @@ def detect_run(run, data, device, init, kind, size, steps, batch_size, lr, rois,
 
     The result is added to result.json; the run folder gets detections.png, or detections-random.png.
     """
-    config = read_config(run)
-    train, test = pairs.load_boxes(data, config["seed"], size[-1])
-    backbone, _ = load_backbone(run)
+    train, test = pairs.load_boxes(data, read_config(run)["seed"], size[-1])
+    config, backbone, _ = load_run(run)
     torch.manual_seed(seed)
     if init == "random":
         backbone, _ = build_backbone(config["backbone"], config["image_size"])
@@ -1156,7 +1199,7 @@ def detect_run(run, data, device, init, kind, size, steps, batch_size, lr, rois,
     options = {"kind": kind, "size": list(size), "steps": steps, "batch_size": batch_size, "lr": lr, "rois": rois, "roi_size": roi_size}
     result = box_metrics(test, found) | {"init": init, "seed": seed, **options, "n_train": len(train), "n_test": len(test), "classes": len(train.classes)}
     name = f"{train.name}, {kind}, init {init}, seed {seed}"
-    add_results(run, {"detect": {name: result}})
+    add_results(run, {"detect": {name: result}}, config)
     draw_detections(Path(run) / ("detections.png" if init == "run" else f"detections-{init}.png"), test, found)
     return name, result
 
@@ -1168,12 +1211,12 @@ def invariance_run(run, device, data=None, root=None, download=False, skip_bad=F
     whether the run's augmentation has the factor, or imitates it. Image transformations are applied to test images
     of `data`, of the run's own if None (of held-out categories with scenes).
     """
-    config = read_config(run)
+    config, *backbones = load_run(run)
     size, views = config["image_size"], [pairs.Augmentation()]
     if config["method"]:
         views = pairs.make_views(argparse.Namespace(**config), size)
     inside = {name for name in pairs.Augmentation.SWITCHES if any(view.without([name]) != view for view in views)}
-    models = dict(zip(("share", "untrained"), (b.to(device) for b in load_backbone(run))))
+    models = dict(zip(("share", "untrained"), (b.to(device) for b in backbones)))
     results, data = {}, data or (default_data(config)[-1] if config["data"] else "scenes-held-out")
     found, = load_splits(config, data, root, download, skip_bad, ["test"])
     if found.labels.ndim > 1:
@@ -1186,7 +1229,7 @@ def invariance_run(run, device, data=None, root=None, download=False, skip_bad=F
             for f, changed in changes.items():
                 factors[f][which] = share_of_factor(h, features(model, changed, what=f"invariance to {f}").cpu(), labels)
         results[name] = {"factors": factors, "n": len(labels), "classes": len(labels.unique())}
-    add_results(run, {"invariance": results})
+    add_results(run, {"invariance": results}, config)
     return results
 
 
@@ -1562,7 +1605,7 @@ def parse_args(argv=None):
     add("--fraction", type=pairs.fraction, default=1.0, help="share of the labelled images to train on, e.g. 0.01, 0.1, 1 [1]")
     add("--steps", type=pairs.positive_int, default=1000, help="steps of each of the five trainings (ssl-transfer: 5000) [1000]")
     add("--batch-size", type=pairs.positive_int, default=64, help="images in a step (ssl-transfer: 64) [64]")
-    add("--seed", type=int, default=0, help="random seed of the classifier, the order and the crops [0]")
+    add("--seed", type=pairs.seed_int, default=0, help="random seed of the classifier, the order and the crops [0]")
     add = command("detect", "Faster R-CNN on the backbone, all layers trained; defaults: MoCo's schedule for VOC 07+12").add_argument
     add("--data", type=pairs.named, nargs="+", required=True, help="scenes, or folders of the Pascal VOC layout, e.g. VOC2007 VOC2012")
     add("--init", choices=["run", "random"], default="run", help="the run's backbone, or a new one: the from-scratch baseline [run]")
@@ -1573,10 +1616,10 @@ def parse_args(argv=None):
     add("--lr", type=pairs.positive_float, default=0.02, help="peak learning rate for 16 images: a step uses lr * batch / 16 [0.02]")
     add("--rois", type=pairs.positive_int, help="RoIs per image in the box loss: fewer is faster [512; scenes 64]")
     add("--roi-size", type=pairs.positive_int, help="side of RoIAlign's output with c4, before the last stage [14; scenes 7]")
-    add("--seed", type=int, default=0, help="random seed of the detector's weights, the order and the flips [0]")
+    add("--seed", type=pairs.seed_int, default=0, help="random seed of the detector's weights, the order and the flips [0]")
     add = command("invariance", "which nuisance factors the features ignore; several runs are drawn into one picture", "*").add_argument
     add("--data", type=pairs.named, help=f"images to transform: {sets}; or a folder of class folders [the run's; scenes: scenes-held-out]")
-    add("--picture", help="the picture's file [invariance.png in the first run's folder]")
+    add("--picture", help="the picture's file, .png, .pdf or .svg [invariance.png in the first run's folder]")
     add = command("compare", "semantic against augmented pairs, over matched runs and equal seeds", "+").add_argument
     add("--by", nargs="+", default=[], help="pretraining options in which runs may differ, with separate rows for each value, e.g. --by without backbone")
     add("--measure", nargs="+", default=[], help='only these measures, e.g. "linear scenes-held-out" [all]')
@@ -1603,19 +1646,24 @@ def main():
         raise UserError("name a run folder, or --backbone-file FILE --backbone NAME")
 
     if args.command == "invariance":
-        results = {}
+        picture, results = Path(args.picture or Path(args.run[0]) / "invariance.png"), {}
+        if picture.suffix not in (".png", ".pdf", ".svg"):
+            raise UserError(f"--picture {picture}: name a file that ends in .png, .pdf or .svg")
+        if args.picture:
+            picture.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is better told now
         for run in args.run:
             results[run] = invariance_run(run, device, args.data, args.root, args.download, args.skip_bad)
             for name, found in results[run].items():
                 print(f"{run}: {name}\n{'':14}{'inside':>8}{'untrained':>11}{'this run':>10}")
                 for factor, r in found["factors"].items():
                     print(f"{factor:14}{'yes' if r['inside'] else 'no':>8}{r['untrained']:11.3f}{r['share']:10.3f}", flush=True)
-        picture = args.picture or Path(args.run[0]) / "invariance.png"
         draw_invariance(results, picture)
         print(f"Share of a factor: its variance / (its variance + the category's). 0: ignored. Picture: {picture}")
     elif args.command == "detect":
         small = args.data == ["scenes"]
         size = args.size or ([128] if small else list(range(480, 801, 32)))
+        if min(size) < 32 or args.rois == 1:
+            raise UserError("detect: --size takes 32 pixels or more, --rois 2 or more")
         name, r = detect_run(args.run, args.data, device, args.init, args.detector, size, args.steps or (400 if small else 24000),
                              args.batch_size or (8 if small else 16), args.lr, args.rois or (64 if small else 512),
                              args.roi_size or (7 if small else 14), args.seed)

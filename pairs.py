@@ -1351,6 +1351,10 @@ def run_cli(main):
             mistake = f"{error.filename}: {error.strerror.lower()}; name another file or folder"
         else:
             raise
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in ("InvalidCxxCompiler", "Failed to find C compiler")):
+            raise
+        mistake = "--compile needs a C++ compiler and torch finds none: install one (g++), or leave --compile out"
     except KeyboardInterrupt:
         print("\ninterrupted; what was written is kept, and --resume continues a run from its last checkpoint", file=sys.stderr)
         sys.exit(130)
@@ -1381,6 +1385,12 @@ def fraction(text):
     if not 0 <= float(text) <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return float(text)
+
+
+def seed_int(text):
+    if not 0 <= int(text) < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 2**63 - 1")
+    return int(text)
 
 
 def nonnegative_float(text):
@@ -1417,8 +1427,8 @@ def parse(parser, argv, recipes):
         raise UserError(f"--warmup-epochs {args.warmup_epochs:g} of --epochs {args.epochs}: the learning rate would never fall; warm up for less")
     if args.arm == "augmented" and not is_list:
         raise UserError(f"--pairs {args.pairs} --arm augmented: --arm is for a list, FILE.csv; did you mean --pairs augmented?")
-    if args.pairs == "augmented" and (args.false_pairs or args.semantic_share < 1):
-        raise UserError("--false-pairs and --semantic-share change semantic pairs: use them with --pairs semantic or a list")
+    if "augmented" in (args.pairs, args.arm) and (args.false_pairs or args.semantic_share < 1):
+        raise UserError("--false-pairs and --semantic-share change semantic pairs: use them with --pairs semantic or a list's semantic arm")
     return args
 
 
@@ -1671,7 +1681,7 @@ def main():
     add("--image-size", type=positive_int, help="side of the images in pixels, which decides a ResNet's stem [the first image's, at most 224]")
     add("--skip-bad", action="store_true", help="leave out images that cannot be read")
     add("--cache", default="cache", help="folder for the decoded images, kept for later [cache]")
-    add("--seed", type=int, default=0, help="random seed of the partners and the order [0]")
+    add("--seed", type=seed_int, default=0, help="random seed of the partners and the order [0]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
     add = commands.add_parser("check", help="check a pair list; exit status 1 if something is wrong").add_argument
     add("list", help="FILE.csv with columns image_a,image_b and, optionally, category and keep")

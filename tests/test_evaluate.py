@@ -268,6 +268,8 @@ def test_a_fifth_of_every_class_is_held_out_of_unequal_classes_too():
     assert labels[held].bincount(minlength=5).tolist() == [21, 0, 8, 0, 2]  # 31 in all; a class of fewer than five is trained on whole
     several = torch.ones(20, 3)
     assert [len(rows) for rows in evaluate.a_fifth(several)] == [4, 16]
+    with pytest.raises(UserError, match="t has 4 training images, of which a fifth is to choose on"):
+        evaluate.split_off_validation(pairs.ImageSet("t", torch.zeros(4, 3, 8, 8), torch.arange(4), list("abcd")), None)
 
 
 def test_a_backbone_that_diverged_is_told_and_a_learning_rate_that_diverges_is_not_chosen(monkeypatch):
@@ -444,6 +446,7 @@ def test_collapse_signals_of_known_cases():
     torch.manual_seed(0)
     std, rank = evaluate.collapse_signals(torch.ones(64, 16))
     assert std == pytest.approx(0, abs=1e-6) and rank == pytest.approx(1, abs=1e-3)
+    assert evaluate.collapse_signals(torch.zeros(8, 16)) == (0, 1)
     std, rank = evaluate.collapse_signals(torch.randn(4096, 16))
     assert std == pytest.approx(1, abs=0.02) and rank == pytest.approx(16, abs=0.2)
     line = torch.randn(64, 1) * torch.ones(1, 16)  # spread, but along one direction
@@ -516,6 +519,43 @@ def test_checkpoints_are_written_when_the_last_is_old_and_at_the_end(tmp_path):
     assert evaluate.read_json(run.folder / "result-epoch2.json") == {"knn": {"t": {"accuracy": 0.1} | versions}}
 
 
+def test_a_run_killed_between_checkpoint_and_backbone_is_whole_after_resume(tmp_path, monkeypatch):
+    run = make_run(tmp_path)
+    evaluate.add_results(run.folder, {"knn": {"t": {"accuracy": 0.1}}})  # of the untrained backbone
+    first = next(run.backbone.parameters())
+    first.data += 1
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_publish", lambda: sys.exit())
+        with pytest.raises(SystemExit):
+            run.save(2)
+    stored = lambda: next(iter(torch.load(run.folder / "backbone.pt", weights_only=True).values()))
+    assert not torch.equal(stored(), first) and evaluate.read_config(run.folder)["trained_epochs"] == 0
+    make_run(tmp_path, resume=True)
+    assert torch.equal(stored(), first) and evaluate.read_config(run.folder)["trained_epochs"] == 2
+    assert (run.folder / "result-epoch0.json").exists() and not (run.folder / "result.json").exists()
+
+
+def test_a_result_belongs_to_the_weights_that_it_was_computed_from(tmp_path, capsys):
+    run = make_run(tmp_path, epochs=4)
+    run.saved -= evaluate.SECONDS_BETWEEN_SAVES
+    run.save(2)
+    config, _, _ = evaluate.load_run(run.folder)
+    run.save(4)  # while they are evaluated
+    evaluate.add_results(run.folder, {"knn": {"t": {"accuracy": 0.1}}}, config)
+    assert "was trained further meanwhile; what its weights after epoch 2 gave" in capsys.readouterr().out
+    assert evaluate.read_json(run.folder / "result-epoch2.json")["knn"]["t"]["accuracy"] == 0.1 and not (run.folder / "result.json").exists()
+
+
+def test_a_result_that_is_replaced_by_another_is_kept(tmp_path, capsys):
+    long, short = {"accuracy": 0.9, "validation": {0.1: 0.8}, "steps": 1000}, {"accuracy": 0.2, "validation": {0.1: 0.1}, "steps": 10}
+    for result in (long, long, short):
+        evaluate.add_results(tmp_path, {"finetune": {"t": result}})
+    assert evaluate.read_json(tmp_path / "result.json")["finetune"]["t"]["steps"] == 10
+    replaced, = [json.loads(line) for line in open(tmp_path / "result-replaced.jsonl")]
+    assert (replaced["head"], replaced["data"], replaced["steps"], replaced["accuracy"]) == ("finetune", "t", 1000, 0.9)
+    assert capsys.readouterr().out.count("this finetune of t replaces another one, which is kept in ") == 1
+
+
 def test_a_collapsing_run_warns_once_in_plain_words(tmp_path, capsys):
     run = make_run(tmp_path)
     for _ in range(4):
@@ -557,7 +597,9 @@ def test_weights_of_torchvisions_format_are_taken_and_misfits_listed(tmp_path):
     theirs.fc = nn.Identity()
     x = torch.randn(2, 3, 96, 96)
     assert torch.equal(trained.eval()(x), theirs.eval()(x)) and not torch.equal(untrained.eval()(x), theirs(x))
+    (folder / "backbone.pt").unlink()  # as if it had been killed before that
     assert evaluate.adopt(tmp_path / "r.pth", "resnet18", 96, out=tmp_path / "run") == folder  # the same again is no mistake
+    assert (folder / "backbone.pt").is_file()
 
     state = torch.load(tmp_path / "r.pth")
     state["layer9.weight"] = state.pop("bn1.weight")

@@ -233,18 +233,24 @@ def test_any_weights_of_torchvisions_format_are_judged_by_the_same_heads(photos,
     (["detect", "RUN", "--data", "RUN"], "no Annotations/"),
     (["detect", "RUN", "--data", "scenes", "--detector", "fpn"], "convnet has c4 only"),
     (["compare", "RUN", "nowhere"], "nowhere is not a run folder"),
+    (["invariance", "nowhere"], "nowhere is not a run folder"),
+    (["invariance", "EMPTY"], "is not a run folder"),
     (["knn", "RUN", "--backbone-file", "x.pth"], "--backbone-file goes with --backbone NAME"),
     (["knn", "--backbone-file", "x.pth", "--backbone", "resnet18"], "x.pth: no such file"),
     (["knn", "RUN", "--backbone", "resnet18"], "go with --backbone-file"),
     (["finetune", "RUN", "--batch-size", "1"], "--batch-size 1"),
     (["transfer", "RUN", "--data", "a/images", "b/images"], "two of one name"),
+    (["invariance", "RUN", "--picture", "shares"], "name a file that ends in .png, .pdf or .svg"),
+    (["detect", "RUN", "--data", "scenes", "--size", "480", "16"], "--size takes 32 pixels or more"),
+    (["detect", "RUN", "--data", "scenes", "--rois", "1"], "--rois 2 or more"),
+    (["finetune", "RUN", "--seed", "-1"], "--seed: -1 is not between 0 and 2**63 - 1"),
 ])
-def test_a_mistake_in_an_evaluation_is_one_line_and_loses_nothing(arguments, said, runs):
+def test_a_mistake_in_an_evaluation_is_one_line_and_loses_nothing(arguments, said, runs, tmp_path):
     run = runs / "semantic"
     before = (run / "result.json").read_bytes()
-    status, _, error = call_here("evaluate.py", *[run if a == "RUN" else a for a in arguments])
+    status, _, error = call_here("evaluate.py", *[{"RUN": run, "EMPTY": tmp_path}.get(a, a) for a in arguments])
     assert status == 2 and said in error and error.count("\n") == 1
-    assert (run / "result.json").read_bytes() == before
+    assert (run / "result.json").read_bytes() == before and not Path("nowhere").exists() and not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("arguments, said", [
@@ -252,6 +258,8 @@ def test_a_mistake_in_an_evaluation_is_one_line_and_loses_nothing(arguments, sai
     (["--data", "nowhere"], "--data nowhere"),
     (["--epochs", "0"], "0 is not 1 or more"),
     (["--epochs", "two"], "--epochs"),
+    (["--seed", "9223372036854775808"], "--seed: 9223372036854775808 is not between 0 and 2**63 - 1"),
+    (["--pairs", "FILE", "--arm", "augmented", "--semantic-share", "0.5"], "or a list's semantic arm"),
     (["--lr", "-1"], "-1 is not above 0"),
     (["--without", "sharpen"], "--without sharpen"),
     (["--backbone", "resnet19"], "--backbone resnet19"),
@@ -297,6 +305,7 @@ def test_a_users_mistake_is_one_line_and_exit_status_2(arguments, said, tmp_path
     (OSError(28, "No space left on device"), "the disk, or what you may use of it, is full; make room"),
     (OSError(27, "File too large"), "the disk, or what you may use of it, is full; make room"),
     (OSError(30, "Read-only file system", "runs"), "runs: read-only file system; name another"),
+    (RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nmore"), "--compile needs a C++ compiler"),
 ])
 def test_what_the_machine_lacks_is_one_line_and_other_errors_keep_their_traceback(error, said, capsys):
     def main(error=error):
@@ -309,6 +318,19 @@ def test_what_the_machine_lacks_is_one_line_and_other_errors_keep_their_tracebac
     for bug in (OSError(5, "Input/output error", "x"), RuntimeError("bug")):
         with pytest.raises(type(bug)):
             pairs.run_cli(lambda: main(bug))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a limit on the size of files stands for a full disk")
+def test_a_full_disk_is_one_line_and_the_run_goes_on_where_it_stopped(tmp_path):
+    import resource
+
+    command = [sys.executable, ROOT / "simclr.py", "--limit", "128", "--epochs", "1", "--device", "cpu", "--out", tmp_path / "run"]
+    least = 3_000_000  # bytes: enough for the weights, not for a checkpoint with the optimiser's momentum
+    full = subprocess.run(command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (least, least)), capture_output=True, text=True)
+    assert full.returncode == 2 and "is full; make room" in full.stderr and full.stderr.count("\n") == 1
+    assert not list((tmp_path / "run").glob("*.part")) and evaluate.read_config(tmp_path / "run")["trained_epochs"] == 0
+    assert subprocess.run([*command, "--resume"], capture_output=True).returncode == 0
+    assert evaluate.read_config(tmp_path / "run")["trained_epochs"] == 1 and (tmp_path / "run" / "result.json").exists()
 
 
 def test_moco_wants_two_images_in_each_part_of_a_batch(tmp_path):

@@ -45,6 +45,13 @@ curation() {  # of 8 runs: SimCLR with a quarter of the semantic pairs or with t
   row "semantic-seed0 --pairs semantic --seed 0"
   row "augmented-seed0 --pairs augmented --seed 0"
 }
+architecture() {  # of 6 runs: SimCLR with ShuffleNetV2 (x0.5) instead of the convnet, seeds 0 to 2, else as the 60 epochs of `commands`
+  for seed in 0 1 2; do
+    for pairs in augmented semantic; do
+      echo "simclr.py --pairs $pairs --seed $seed --data $cifar --backbone shufflenet_v2_x0_5 --epochs 60 --limit 20000 --warmup-epochs 10 --out runs/epochs60-shufflenet/simclr-$pairs-shufflenet_v2_x0_5-seed$seed"
+    done
+  done
+}
 judge() {  # a folder for results, then runs. Nothing below results changes before the last is evaluated: it would mark their commit as dirty
   to=$1
   shift
@@ -84,3 +91,9 @@ few=results/transfer/curation
 curation | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $few runs/epochs60-curation/*
 "$python" evaluate.py compare $long/simclr-*-seed[0-2] $few/simclr-{share,false}*-seed[0-2] --measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")" --out $few
+
+# With another architecture. Planned before the first was run: three seeds, whatever they show.
+arch=results/transfer/architecture
+architecture | xargs -P 2 -L 1 "$python" > runs-output.txt
+judge $arch runs/epochs60-shufflenet/*
+"$python" evaluate.py compare $long/simclr-*-seed[0-2] $arch/simclr-*-seed[0-2] --by backbone --measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")" --out $arch
