@@ -85,12 +85,13 @@ judge $off runs/epochs60-without/*
 "$python" evaluate.py compare $long/simclr-*-seed[0-2] $off/simclr-*-without-{crop,jitter-gray,crop-flip-jitter-gray}-seed[0-2] --by without --measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")" --out $off
 
 # How few semantic pairs, and how clean? Planned before the first was run, and not added to. These runs, of commit b205906, were made
-# on a machine that computes in float32 (45 minutes each), the ones that they stand beside in bf16: hence seed 0 of those once more,
-# which has not been run yet.
+# on a machine that computes in float32 (45 minutes each), the ones that they stand beside in bf16: hence seed 0 of those once more, in
+# float32 (commit dc1590c).
 few=results/transfer/curation
 curation | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $few runs/epochs60-curation/*
 "$python" evaluate.py compare $long/simclr-*-seed[0-2] $few/simclr-{share,false}*-seed[0-2] --measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")" --out $few
+"$python" evaluate.py compare $few/simclr-*-seed0 --measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")" --out $few/float32  # all in float32
 
 # With another architecture. Planned before the first was run: three seeds, whatever they show.
 arch=results/transfer/architecture
