@@ -1150,12 +1150,15 @@ def default_data(config):
 
 def load_splits(config, data, root=None, download=False, skip_bad=False, splits=("train", "test", "val")):
     """The ImageSets of the splits (None where there is no val) of `data` as the run of this config saw or would have seen them."""
-    own = config["data"] and Path(data).resolve() == Path(config["data"]).resolve() and config["pairs"] in ("augmented", "semantic")
-    limit = config["limit"] if own else None
-    found = [pairs.load_images(data, split, config["image_size"], limit, config["seed"], root or config["root"], download, skip_bad or config.get("skip_bad", False), config.get("cache"))
-             for split in splits]
-    if own and "train" in splits and found[0].files_crc32 != config.get("files_crc32", found[0].files_crc32):
-        print(f"note: {data} holds other files than those that the run was trained on", flush=True)
+    alike = config["data"] and Path(data).name == Path(config["data"]).name and config["pairs"] in ("augmented", "semantic")
+    load = lambda split, limit: pairs.load_images(data, split, config["image_size"], limit, config["seed"], root or config["root"], download,
+                                                  skip_bad or config.get("skip_bad", False), config.get("cache"))
+    found = [load(split, config["limit"] if alike else None) for split in splits]
+    if alike and "train" in splits and found[0].files_crc32 != config.get("files_crc32", found[0].files_crc32):
+        if Path(data).resolve() == Path(config["data"]).resolve():
+            print(f"note: {data} holds other files than those that the run was trained on", flush=True)
+        else:  # another folder of the same name
+            found[0] = load("train", None)
     return found
 
 
@@ -1250,11 +1253,11 @@ def show_table(results, config):
         print("Test accuracy with all layers trained; untrained: the same from a random start." + unusual)
     else:
         print("Test accuracy of frozen backbone features." + (" kNN: k = 200, temperature 0.1." if "knn" in results else "") + unusual)
-    names = {name.split(", ")[0] for name in names}  # less the share of the labels
-    if "scenes-held-out" in names:
+    of = lambda data: any(name == data or name.startswith(f"{data}, ") for name in names)  # after that, the share of the labels
+    if of("scenes-held-out"):
         print("The headline is scenes-held-out: categories that no pretraining image shows. Semantic pairs use")
         print("labels, so on seen categories that arm has an advantage that is not self-supervised.")
-    elif arm_of(config) == "semantic" and Path(config["data"] or "").name in names:
+    elif arm_of(config) == "semantic" and config["data"] and of(Path(config["data"]).name):
         print("These categories were seen in pretraining, and semantic pairs use their labels: not a self-supervised figure.")
 
 
@@ -1471,7 +1474,7 @@ def write_comparison(rows, folder):
     folder.mkdir(parents=True, exist_ok=True)
     arms = ["untrained", *(arm for arm in ("any", "augmented", "semantic") if any(row.get(arm) for row in rows))]
     lines = [f"| method | pretrained on | measure | {' | '.join(arms)} | semantic - augmented [95 %] | each seed |", "|---" * (5 + len(arms)) + "|"]
-    with open(folder / "comparison.csv", "w", newline="", encoding="utf-8") as file:
+    with open(folder / "comparison.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file)
         table.writerow(["method", "data", "measure", "arm", "seed", "value"])
         for row in rows:
@@ -1490,7 +1493,7 @@ def write_comparison(rows, folder):
         if augmented and semantic and (others := sorted(augmented.keys() ^ semantic.keys())):
             alone.setdefault(tuple(others), []).append(f"{row['method']} {row['data']}, {row['measure']}")
     lines += [f"\nSeed {', '.join(map(str, seeds))}: of one arm only, so in its mean and not in the difference ({'; '.join(where)})." for seeds, where in alone.items()]
-    (folder / "comparison.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "comparison.md").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
     draw_comparison(rows, folder / "comparison.png")
     return "\n".join(lines)
 
@@ -1521,7 +1524,7 @@ def draw_comparison(rows, path, panels=6):
                 values = list(row.get(arm, {}).values())
                 if values:
                     color = ARM_COLORS.get(arm, "black")
-                    axis.plot([x + offset] * len(values), values, "o", ms=4, color=color, alpha=0.7, label=arm if x == 0 else None)
+                    axis.plot([x + offset] * len(values), values, "o", ms=4, color=color, alpha=0.7, label=arm)
                     axis.hlines(np.mean(values), x + offset - 0.1, x + offset + 0.1, color=color)
         axis.set_xticks(range(len(here)), list(map(name, here)), fontsize=8)
         if chance := max(row["chance"] or 0 for row in here):  # of earlier versions some results say 1 / classes
@@ -1566,7 +1569,8 @@ def draw_invariance(results, path):
     for axis in axes[-1]:
         axis.set_xlabel("share (0: ignored, 0.5: as the category)", fontsize=8)
     figure.tight_layout(rect=(0, 0.3 / figure.get_figheight(), 1, 1))
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False)
+    handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles), frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -1638,6 +1642,9 @@ def main():
     if args.backbone_file:
         if args.run or not args.backbone:
             raise UserError("--backbone-file goes with --backbone NAME and without a run folder")
+        for data in [args.data] if args.command == "invariance" else args.data or [] if args.command != "detect" else []:
+            if data and Path(data).is_dir() and data not in pairs.TORCHVISION_SETS:
+                pairs.not_a_class(data, {"--out": args.out or "runs"})
         args.run = adopt(args.backbone_file, args.backbone, args.image_size or 224, out=args.out)
         args.run = [args.run] if args.command == "invariance" else args.run
     elif args.backbone or args.image_size or args.out:

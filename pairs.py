@@ -24,6 +24,7 @@ import argparse
 import csv
 import errno
 import functools
+import glob
 import hashlib
 import json
 import math
@@ -39,6 +40,7 @@ import warnings
 import zlib
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,7 +51,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import torchvision
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 try:
     import fcntl
@@ -556,8 +558,8 @@ def load_pairs(args):
     if args.pairs in ("augmented", "semantic"):
         pool = load_images(args.data, "train", args.image_size, args.limit, args.seed, args.root, args.download, args.skip_bad, args.cache)
         source = make_pairs(args.pairs, pool, args.seed)
-    elif args.data is not None and not Path(args.data).is_dir():
-        raise UserError(f"--pairs {args.pairs} with --data {args.data}: a list's paths need a folder")
+    elif args.data is not None and (not Path(args.data).is_dir() or args.data in (*SCENES, *TORCHVISION_SETS)):
+        raise UserError(f"--pairs {args.pairs} with --data {args.data}: a list's paths need a folder" + f"; did you mean ./{args.data}?" * Path(args.data).is_dir())
     else:
         source = read_pair_list(args.pairs, args.data, args.arm, args.image_size, args.limit, args.seed, args.skip_bad, args.cache)
     if args.false_pairs and len(source.pool.labels.unique()) < 2:
@@ -577,13 +579,16 @@ def make_pairs(kind, pool, seed):
     """
     if pool.labels.ndim > 1:
         raise UserError(f"{pool.name} has images of several classes: make a pair list and name it with --pairs FILE.csv")
-    if kind == "semantic":
-        lonely = (torch.bincount(pool.labels, minlength=len(pool.classes)) == 1).nonzero()[:, 0].tolist()
-        if lonely:
-            names = ", ".join(pool.classes[i] for i in lonely[:5]) + (" ..." if len(lonely) > 5 else "")
-            raise UserError(f"--pairs semantic: {len(lonely)} class(es) of {pool.name} have one image only, so no "
-                            f"partner: {names}; add images, remove the class or raise --limit")
+    if kind == "semantic" and (lonely := lonely_classes(pool.labels, pool.classes)):
+        raise UserError(f"--pairs semantic: in {pool.name} {lonely}; add images, remove the class or raise --limit")
     return Pairs(pool, kind, seed)
+
+
+def lonely_classes(labels, classes):
+    """In words, which classes have one image only; "" if none."""
+    lonely = [classes[i] for i in (torch.bincount(labels, minlength=len(classes)) == 1).nonzero()[:, 0].tolist()]
+    names = ", ".join(lonely[:5]) + " ..." * (len(lonely) > 5)
+    return f"{len(lonely)} class(es) have one image only, so no partner: {names}" if lonely else ""
 
 
 def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=None, seed=0, skip_bad=False, cache=None):
@@ -608,6 +613,8 @@ def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=Non
     images, kept = cached(list(index), len(index), image_size, f"reading the images of {Path(file).name}", skip_bad, cache)
     place = torch.full((len(index),), -1).index_copy(0, kept, torch.arange(len(kept)))
     rows = place[rows][(place[rows] >= 0).all(1)]
+    if not len(rows):
+        raise UserError(f"{file}: no pair is left, as in each an image cannot be read")
     if any(category.values()) and not all(category.values()):
         print(f"note: {file} has pairs without a category, so all images count as one class", flush=True)
     classes = sorted(set(category.values())) if all(category.values()) else [Path(file).stem]
@@ -860,6 +867,7 @@ def load_images(data, split="train", image_size=None, limit=None, seed=0, root="
     if data in TORCHVISION_SETS:
         found = open_torchvision(data, split, root, download)
     elif Path(data).is_dir():
+        not_a_class(data, {"--cache": cache} if cache else {})
         found = list_folder(Path(data), split)
     else:
         names = ", ".join([*SCENES, *TORCHVISION_SETS])
@@ -871,7 +879,8 @@ def load_images(data, split="train", image_size=None, limit=None, seed=0, root="
     n, what = min(len(order), limit or len(order)) if split == "train" else len(order), f"reading {Path(data).name} {split}"
     if data in TORCHVISION_SETS:
         metric, files = TORCHVISION_SETS[data][-1], None
-        images, kept = decode((items[i][0] for i in order[:n].tolist()), n, image_size, what, skip_bad)
+        lazily = ((f"{data} {split}, image {i}", functools.partial(lambda i: items[i][0], i)) for i in order[:n].tolist())
+        images, kept = decode(lazily, n, image_size, what, skip_bad)
     else:
         paths = [items[i] for i in order.tolist()]
         metric, files = "top-1", crc32_of(data, paths[:n])
@@ -937,8 +946,10 @@ def folders_in(folder):
 
 
 def crc32_of(folder, paths):
-    """A check sum of the paths below a folder."""
-    return zlib.crc32("\0".join(path.as_posix().removeprefix(Path(folder).as_posix()) for path in paths).encode(errors="surrogateescape"))
+    """A check sum of the paths below a folder, the same wherever the folder lies."""
+    above = "" if Path(folder) == Path() else Path(folder).as_posix()
+    names = ("/" * (not above) + path.as_posix().removeprefix(above) for path in paths)
+    return zlib.crc32("\0".join(names).encode(errors="surrogateescape"))
 
 
 def has_class_folders(folder):
@@ -948,9 +959,11 @@ def has_class_folders(folder):
 
 def not_a_class(data, folders):
     """Raises UserError if one of {option: folder} lies where the folders of --data are its classes."""
+    data = Path(data)
+    holders = [data / name for name in ("train", *NOT_TRAIN)] if (data / "train").is_dir() else [data]
     for option, folder in folders.items():
-        if not (Path(data) / "train").is_dir() and Path(folder).resolve().is_relative_to(Path(data).resolve()):
-            raise UserError(f"{option} {folder} would lie in --data {data} and be one of its classes; name a folder elsewhere")
+        if any(Path(folder).resolve().is_relative_to(holder.resolve()) for holder in holders):
+            raise UserError(f"{option} {folder} would lie in --data {data} and be one of its classes; name a folder elsewhere, or start in another one")
 
 
 def list_folder(folder, split):
@@ -995,12 +1008,15 @@ class BadImage(UserError):
 
 
 def open_image(item):
-    """A file (or an open PIL image) as an upright RGB image: 16 bits become 8, transparent areas white. Raises BadImage."""
+    """A file, or (a name, a function that opens the image), as an upright RGB image: 16 bits become 8, transparent areas white.
+    Raises BadImage."""
+    name, opened = item if isinstance(item, tuple) else (item, None)
     try:
-        image = Image.open(item) if isinstance(item, Path) else item
-        if image.mode == "F":
-            raise ValueError("its pixels are floating-point numbers, whose range is not known")
-        image.load()
+        with ExitStack() as stack:  # by its name Pillow maps some files into memory, and turns those wrongly
+            image = opened() if opened else Image.open(stack.enter_context(open(item, "rb")))
+            if image.mode == "F":
+                raise ValueError("its pixels are floating-point numbers, whose range is not known")
+            image.load()
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I"):  # 16 bits: PIL would cut them off at 255
             pixels = np.asarray(image).clip(0, 65535)
@@ -1009,8 +1025,10 @@ def open_image(item):
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image if image.mode == "RGB" else image.convert("RGB")
+    except UnidentifiedImageError:
+        raise BadImage(name, "not an image, or of a kind that Pillow cannot read") from None
     except Exception as error:  # broken files raise whatever their bytes lead the decoder to
-        raise BadImage(item, error) from None
+        raise BadImage(name, error) from None
 
 
 def natural_size(paths):
@@ -1039,7 +1057,7 @@ def list_bad(reasons, n):
 
 
 def decode(items, n, image_size, what, skip_bad=False):
-    """Reads n images (paths or PIL images): (uint8 tensor (m, 3, image_size, image_size), their places (m,) among the n).
+    """Reads n images (see open_image): (uint8 tensor (m, 3, image_size, image_size), their places (m,) among the n).
 
     m < n only with `skip_bad`; otherwise raises UserError that lists every image that cannot be read.
     """
@@ -1113,7 +1131,7 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
         missing = np.flatnonzero(done[:first] != 1)
         need, free = len(missing) * 3 * image_size**2, shutil.disk_usage(folder).free
         if need > free:
-            raise UserError(f"--cache {cache}: {len(missing):,} images of {image_size} px need {need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; name another folder")
+            raise UserError(f"--cache {cache}: {len(missing):,} images of {image_size} px need {need / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free; name another folder")
         if need:
             print(f"{what}: {len(missing):,} images into {folder}, {need / 1e9:.2f} GB", flush=True)
         reasons = fill(folder, names, missing, image_size, what)
@@ -1172,6 +1190,8 @@ def map_by_processes(function, jobs):
         for result in pool.map(function, jobs):
             done += 1
             yield result
+    except BrokenProcessPool:
+        raise UserError("a process that reads images was killed, perhaps for want of memory; start again: what is in the cache is kept") from None
     finally:
         pool.shutdown(wait=done < len(jobs), cancel_futures=True)  # on success there is no need to wait for idle processes to end
 
@@ -1291,6 +1311,8 @@ def load_boxes(data, seed=0, image_size=128):
         missing = [str(path) for path in images if not path.is_file()]
         if missing:
             raise UserError(f"{len(missing)} image(s) of the annotations are missing: {', '.join(missing[:3])}")
+        if bad := [found for found in thumbnails_of(images, "checking images") if isinstance(found, str)]:  # better told before the training
+            raise UserError(f"{list_bad(bad, len(images))}; repair or remove them")
         sets.append(BoxSet(
             "+".join(Path(d).resolve().name for d in data), images,
             [torch.tensor(t["boxes"]).reshape(-1, 4) for t in found],
@@ -1344,6 +1366,9 @@ def run_cli(main):
     except torch.OutOfMemoryError as error:
         mistake = (f"out of GPU memory ({str(error).splitlines()[0]}): try a smaller batch, smaller images, another --device, or evaluate "
                    "later, on the CPU; what is written is kept")
+    except BrokenPipeError:  # what reads the output, such as head, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again at its end
+        sys.exit(1)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)):
             mistake = "the disk, or what you may use of it, is full; make room. What is written is kept"
@@ -1400,8 +1425,10 @@ def nonnegative_float(text):
 
 
 def named(data):
-    """A data set's name, or a folder's path that ends in its name: without ./ and a last slash, and . and .. spelled out."""
-    return os.path.abspath(data) if Path(data).name in ("", "..") else str(Path(data))
+    """A data set's name, or a folder's path that ends in its name: without ./ and a last slash, and . and .. spelled out, also
+    ./cifar10: that folder and not the data set."""
+    plain = str(Path(data))
+    return os.path.abspath(data) if Path(data).name in ("", "..") or plain != data and plain in (*SCENES, *TORCHVISION_SETS) else plain
 
 
 def default_help(recipes):
@@ -1524,6 +1551,15 @@ def read_thumbnails(paths):
     return found
 
 
+def thumbnails_of(paths, what):
+    """Yields for each image file what read_thumbnails finds, read by several processes."""
+    chunks, progress, done = [paths[i : i + 64] for i in range(0, len(paths), 64)], Progress(what, len(paths)), 0
+    for found in map_by_processes(read_thumbnails, chunks):
+        yield from found
+        done += len(found)
+        progress(done)
+
+
 def near_identical(a, b, tolerance=4.0):
     """Whether thumbnails (..., 64) differ nowhere by more than `tolerance` of 255: bool (...)."""
     return (a - b).abs().amax(-1) <= tolerance
@@ -1556,14 +1592,18 @@ def propose(folder, by="random", count=None, backbone=None, image_size=None, see
     for name in names:
         if name != name.encode(errors="replace").decode() or "\r" in name:
             raise UserError(f"{folder}: the file name {name!r} is not UTF-8, as a list must be, or breaks its lines; rename it")
-    name_lonely_classes = lambda: ignore_labels or make_pairs("semantic", ImageSet(folder.name, None, labels, classes), seed)
-    name_lonely_classes()
+
+    def refuse_lonely_classes():
+        if not ignore_labels and (lonely := lonely_classes(labels, classes)):
+            raise UserError(f"--data {folder}: {lonely}; add images or remove the class")
+
+    refuse_lonely_classes()
     image_size = 8 if by == "random" else image_size  # random: read to find the bad ones
     images, kept = cached(paths, len(paths), image_size, f"reading {folder.name}", skip_bad, cache)
     names, labels = [names[i] for i in kept.tolist()], labels[kept]
     if len(names) < 2:
         raise UserError(f"--data {folder}: only one of its images can be read")
-    name_lonely_classes()
+    refuse_lonely_classes()
     if by == "random":
         partner = semantic_partners(labels, stream("propose", seed))
     else:
@@ -1572,6 +1612,8 @@ def propose(folder, by="random", count=None, backbone=None, image_size=None, see
         small = thumbnails(images)
         h = evaluate.features(backbone, images)
         partner = nearest_partners(h, None if ignore_labels else labels, lambda i, j: near_identical(small[i], small[j]))
+        if copies := int(near_identical(small, small[partner]).sum()):
+            print(f"note: for {copies:,} images the five nearest are all near-identical; `check` will name the pairs", flush=True)
     order = torch.randperm(len(names), generator=stream("propose order", seed))
     order = order[rank_in_class(labels[order]).argsort(stable=True)][:count]  # one of each class, in random order, then the next
     return [{"image_a": names[i], "image_b": names[partner[i]], "category": classes[labels[i]]} for i in order.tolist()]
@@ -1630,16 +1672,12 @@ def check(file, folder=None):
             mistakes.append(f"line {row['line']}: {row['image_a']} is of {row['category']}, and of {named[row['image_a']]} in another row")
     if rows and not any(path.is_file() for path in seen):
         return report, [f"{file}: none of its images is in {folder}: is --data the folder that its paths are relative to?"]
-    small, progress, done, paths = {}, Progress("reading images", len(seen)), 0, list(seen)
-    chunks = [paths[i : i + 64] for i in range(0, len(paths), 64)]
-    for chunk, found in zip(chunks, map_by_processes(read_thumbnails, chunks)):
-        for path, thumbnail in zip(chunk, found):
-            if isinstance(thumbnail, str):
-                mistakes.append(f"line {seen[path][0]}: " + (f"{thumbnail}: cannot be read" if path.is_file() else f"{path} is missing"))
-            else:
-                small[path] = torch.from_numpy(thumbnail)
-        done += len(chunk)
-        progress(done)
+    small = {}
+    for path, thumbnail in zip(seen, thumbnails_of(list(seen), "reading images")):
+        if isinstance(thumbnail, str):
+            mistakes.append(f"line {seen[path][0]}: " + (f"{thumbnail}: cannot be read" if path.is_file() else f"{path} is missing"))
+        else:
+            small[path] = torch.from_numpy(thumbnail)
     false, known, category = [], 0, categories_of(rows, folder)
     for row in rows:
         a, b = small.get(row["image_a"]), small.get(row["image_b"])
@@ -1648,7 +1686,7 @@ def check(file, folder=None):
         elif a is not None and b is not None and near_identical(a, b):
             mistakes.append(f"line {row['line']}: {row['image_a']} and {row['image_b']} are identical, or nearly")
         categories = [category[row[column]] for column in ("image_a", "image_b")]
-        if all(categories):
+        if all(categories) and a is not None and b is not None:
             known += 1
             if categories[0] != categories[1]:
                 false.append(f"line {row['line']}: {row['image_a']} and {row['image_b']} are of two categories")
@@ -1693,9 +1731,11 @@ def main():
         print("\n".join(report + mistakes + [f"{len(mistakes)} mistake{'s' * (len(mistakes) > 1)}" if mistakes else "nothing wrong"]))
         sys.exit(1 if mistakes else 0)
     out = Path(args.out)
-    if out.exists():
-        raise UserError(f"{out} exists and is not overwritten; choose another --out")
-    not_a_class(args.data, {"--cache": args.cache})
+    stem = out.with_suffix("") if out.suffix == ".csv" else out
+    for there in (out, *out.parent.glob(f"{glob.escape(stem.name)}-[0-9][0-9][0-9].png")):
+        if there.exists():
+            raise UserError(f"{there} exists and is not overwritten; choose another --out")
+    not_a_class(args.data, {"--cache": args.cache} | ({"--out": out.parent} if out.parent.resolve() != Path(args.data).resolve() else {}))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.touch(), out.unlink()  # a folder that cannot be written to is better told now
     backbone = None
@@ -1713,14 +1753,20 @@ def main():
     elif args.ignore_labels:
         raise UserError("--ignore-labels needs --by features: random partners of any class are no semantic pairs")
     rows = propose(args.data, args.by, args.count, backbone, args.image_size, args.seed, args.ignore_labels, args.skip_bad, args.cache)
-    with open(out, "w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, ["number", "image_a", "image_b", "category", "keep"], lineterminator="\n")
-        table.writeheader()
-        table.writerows({"number": i, **row, "keep": 1} for i, row in enumerate(rows, start=1))
+    with open(out, "x", newline="", encoding="utf-8") as file:  # x: not what another program has written meanwhile
+        try:
+            table = csv.DictWriter(file, ["number", "image_a", "image_b", "category", "keep"], lineterminator="\n")
+            table.writeheader()
+            table.writerows({"number": i, **row, "keep": 1} for i, row in enumerate(rows, start=1))
+            file.flush()
+        except OSError:  # the disk is full: a list cut off would look whole
+            out.unlink()
+            raise
     print(f"{out}: {len(rows):,} pairs; contact sheets follow", flush=True)
-    sheets = write_sheets(out.with_suffix("") if out.suffix == ".csv" else out, rows[: args.show], args.data)
+    sheets = write_sheets(stem, rows[: args.show], args.data)
     last = f" ... {sheets[-1].name}" if len(sheets) > 1 else ""
-    listed, cache = [str(out), "--data", args.data], ["--cache", args.cache] * (args.cache != "cache")
+    data = f"./{args.data}" if args.data in (*SCENES, *TORCHVISION_SETS) else args.data
+    listed, cache = [str(out), "--data", data], ["--cache", args.cache] * (args.cache != "cache")
     print(f"Look at {sheets[0]}{last}, set keep to 0 where a pair is wrong, then\n"
           f"    python pairs.py check {shlex.join(listed)}\n    python simclr.py --pairs {shlex.join(listed + cache)}")
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -648,6 +649,9 @@ def test_the_limit_of_a_run_holds_for_its_data_however_it_is_named(tmp_path, mon
     for told, said in ((known, ""), (known + 1, "note: photos holds other files than those that the run was trained on\n")):
         evaluate.load_splits(config | {"files_crc32": told}, "photos", splits=["train"])
         assert capsys.readouterr().out == said
+    shutil.copytree("photos", "moved/photos")
+    sizes = [len(evaluate.load_splits(config | {"files_crc32": told}, "moved/photos", splits=["train"])[0]) for told in (known, known + 1)]
+    assert sizes == [4, 8]  # the run's own data elsewhere, and another folder of that name
 
 
 def test_scenes_are_those_of_the_runs_world():

@@ -1,7 +1,12 @@
 """Pairs: the scenes, folders, partners, lists, and the augmentation against torchvision."""
 
+import io
 import math
 import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -193,6 +198,11 @@ def test_pieces_refuse_what_they_would_get_wrong():
 def test_names_and_lists_of_transforms_are_taken_however_they_are_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert [pairs.named(data) for data in ("cifar10", "./flat/", "a/b/", ".")] == ["cifar10", "flat", "a/b", str(tmp_path)]
+    assert pairs.named("./cifar10") == pairs.named("cifar10/") == str(tmp_path / "cifar10")  # the folder, not the data set
+    write_folder(tmp_path / "scenes")
+    pairs.load_images(pairs.named("./scenes"), image_size=8)
+    with pytest.raises(UserError, match="did you mean ./scenes?"):
+        pairs.load_pairs(simclr.parse_args(["--pairs", "l.csv", "--data", "scenes"]))
     args = simclr.parse_args(["--data", "./flat/", "--without", "jitter, flip,crop"])
     assert (args.data, args.without) == ("flat", "crop,flip,jitter")
     with pytest.raises(UserError, match="--without turn: choose from crop, flip"):
@@ -207,12 +217,22 @@ def test_a_cache_or_run_within_the_data_is_refused(tmp_path, monkeypatch):
             pairs.load_pairs(simclr.parse_args(options))
     args = simclr.parse_args(["--data", ".", "--cache", "../cache", "--out", "../run", "--batch-size", "8"])
     assert pairs.load_pairs(args).pool.name == "flat"
+    with pytest.raises(UserError, match="--cache cache would lie in"):  # an evaluation may be started there too
+        pairs.load_images(".", "test", cache="cache")
+    (tmp_path / "split").mkdir()
+    for part in ("train", "test"):
+        (tmp_path / "flat").rename(tmp_path / "split" / part), write_folder(tmp_path / "flat")
+    with pytest.raises(UserError, match="would lie in"):
+        pairs.load_images(tmp_path / "split", cache=tmp_path / "split" / "train" / "cache")
+    assert len(pairs.load_images(tmp_path / "split", cache=tmp_path / "split" / "cache"))  # beside train/
 
 
 def test_other_files_have_another_check_sum(tmp_path):
     write_folder(tmp_path / "flat"), write_folder(tmp_path / "other" / "flat", each=6)
     sums = [pairs.load_images(str(tmp_path / name)).files_crc32 for name in ("flat", "./flat", "other/flat")]
     assert sums[0] == sums[1] != sums[2]
+    paths = [Path("a/1.png"), Path("b/.2.png")]
+    assert pairs.crc32_of(".", paths) == pairs.crc32_of("x/y", [Path("x/y") / path for path in paths]) == zlib.crc32(b"/a/1.png\0/b/.2.png")
     rows = ["cat/0.png,cat/1.png", "dog/0.png,dog/1.png"]
     sums = []
     for listed in (rows, rows, [rows[0], "dog/0.png,dog/2.png"], ["cat/0.png,dog/1.png", "dog/0.png,cat/1.png"]):
@@ -503,6 +523,11 @@ def test_awkward_images_are_read_as_they_look(tmp_path):
     for name in ("turned.jpg", "turned 16.png"):
         turned = images[names.index(name)].float().mean(0)
         assert turned[2].mean() < 20 < turned[17].mean()  # black above: the camera was held sideways
+    exif, gray = Image.Exif(), Image.new("L", (40, 20), 200)
+    exif[0x0112] = 6
+    gray.paste(0, (0, 0, 20, 20)), gray.save(tmp_path / "gray.tif", exif=exif)
+    turned = np.asarray(pairs.open_image(tmp_path / "gray.tif"))
+    assert turned.shape == (40, 20, 3) and (turned[:20] == 0).all() and (turned[20:] == 200).all()
 
 
 def test_images_are_cropped_to_their_middle_and_not_squeezed():
@@ -617,7 +642,7 @@ def test_bad_images_and_full_disks_with_a_cache(tmp_path, monkeypatch):
     (array,) = (tmp_path / "cache").glob("*/images.bin")
     assert not np.fromfile(array, np.uint8).reshape(6, -1)[2].any()  # and not on the disk
     monkeypatch.setattr(pairs.shutil, "disk_usage", lambda _: type("", (), {"free": 100}))
-    with pytest.raises(UserError, match="6 images of 24 px need 0.0 GB"):
+    with pytest.raises(UserError, match="6 images of 24 px need 0.0 MB"):
         pairs.cached(files, 6, 24, "", cache=tmp_path / "cache")
 
 
@@ -635,8 +660,6 @@ def test_a_script_that_decoding_processes_import_again_is_told(tmp_path, monkeyp
 def test_a_killed_build_goes_on_and_ends_equal(tmp_path):
     """SIGKILL at moments spread over the build, which runs in several processes."""
     import signal
-    import subprocess
-    import sys
     import time
 
     files = noisy(tmp_path / "d", 600, 120)
@@ -760,10 +783,6 @@ def test_a_list_is_proposed_from_the_cache_and_checked_by_several_processes(tmp_
 
 
 def run_pairs(*arguments):
-    import subprocess
-    import sys
-    from pathlib import Path
-
     done = subprocess.run([sys.executable, Path(pairs.__file__), *map(str, arguments)], capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr
 
@@ -786,6 +805,28 @@ def test_propose_strike_out_check_and_train_as_a_user_does(tmp_path):
     assert wrong.rates(0)["false_rate"] == 1
     status, _, error = run_pairs("propose", "--data", folder, "--out", out)
     assert status == 2 and "not overwritten" in error and error.count("\n") == 1
+    out.rename(tmp_path / "other.csv")
+    status, _, error = run_pairs("propose", "--data", folder, "--out", out)
+    assert status == 2 and "pairs-001.png exists and is not overwritten" in error
+    status, _, error = run_pairs("propose", "--data", folder, "--out", folder / "train" / "lists" / "p.csv")
+    assert status == 2 and "be one of its classes" in error and not (folder / "train" / "lists").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a limit on the size of files stands for a full disk")
+def test_a_full_disk_leaves_no_list_that_is_cut_off(tmp_path):
+    import resource
+
+    folder = two_colours(tmp_path / "d")
+    pairs.load_images(folder, "train", 8, cache=tmp_path / "c")
+    command = [sys.executable, pairs.__file__, "propose", "--data", folder, "--out", tmp_path / "p.csv", "--cache", tmp_path / "c"]
+    done = subprocess.run(command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700)), capture_output=True, text=True)
+    assert done.returncode == 2 and "is full; make room" in done.stderr and not (tmp_path / "p.csv").exists()
+
+
+def test_a_killed_process_that_decodes_is_one_line(monkeypatch):
+    monkeypatch.setattr(pairs.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    with pytest.raises(UserError, match="was killed, perhaps for want of memory"):
+        list(pairs.map_by_processes(os._exit, [1] * 40))
 
 
 def test_check_finds_what_is_wrong(tmp_path):
@@ -796,7 +837,7 @@ def test_check_finds_what_is_wrong(tmp_path):
             "red/04.png,train/blue/04.png", "red/05.png,train/red/06.png"]
     (tmp_path / "l.csv").write_text("image_a,image_b\n" + "".join(f"train/{row}\n" for row in rows))
     report, mistakes = pairs.check(tmp_path / "l.csv", folder)
-    assert "false pairs: 1 of 6 (16.7%)" in report and "classes: 1; pairs in a class: 6 in each" in report
+    assert "false pairs: 1 of 4 (25.0%)" in report and "classes: 1; pairs in a class: 6 in each" in report
     for line, said in ((2, "identical"), (3, "with itself"), (4, "is missing"), (5, "cannot be read"), (6, "two categories")):
         assert any(m.startswith(f"line {line}:") and said in m for m in mistakes), (line, mistakes)
     assert len(mistakes) == 5
@@ -1039,6 +1080,14 @@ def test_a_set_without_a_split_of_its_own_gets_thirty_a_class(monkeypatch):
     assert train.metric == "mean per class" and train.classes == ["ants", "bees"] and shown(train) != sorted(shown(train))
     assert pairs.load_images("caltech101", "val") is None and len(pairs.load_images("caltech101", "test", limit=3)) == len(test)
 
+    def broken(self, i, get=Fake.__getitem__):
+        return Image.open(io.BytesIO(b"x")) if i == 7 else get(self, i)
+
+    monkeypatch.setattr(Fake, "__getitem__", broken)
+    with pytest.raises(UserError, match="1 of .* cannot be read: caltech101 .*, image .*: not an image"):
+        [pairs.load_images("caltech101", split) for split in ("train", "test")]
+    assert sum(len(pairs.load_images("caltech101", split, skip_bad=True)) for split in ("train", "test")) == 74
+
 
 def voc_folder(folder, lists, n=10):
     """A folder of the VOC layout: image i has a cat; every third has a dog that is difficult, one is clear."""
@@ -1075,6 +1124,9 @@ def test_mistakes_in_a_voc_folder_are_named(tmp_path):
     with pytest.raises(UserError, match="no Annotations/"):
         pairs.load_boxes([str(tmp_path)])
     voc = voc_folder(tmp_path / "a", {})
+    (voc / "JPEGImages" / "000004.jpg").write_bytes((voc / "JPEGImages" / "000004.jpg").read_bytes()[:300])
+    with pytest.raises(UserError, match="1 of 2 images cannot be read: .*000004.jpg"):
+        pairs.load_boxes([str(voc)])
     (voc / "JPEGImages" / "000004.jpg").unlink()
     with pytest.raises(UserError, match="1 image.* missing: .*000004.jpg"):
         pairs.load_boxes([str(voc)])
