@@ -2,8 +2,8 @@
 # Transfer from CIFAR-10 to clothes: four methods on 20,000 CIFAR-10 images with either kind of pairs, five seeds, then a
 # linear probe on another data set. Two runs at a time, one thread each, 3 to 10 minutes a run: two and a half hours. Then the
 # same for three times as many epochs, 8 to 29 minutes a run: six hours; then SimCLR without kinds of augmentation, 12 minutes
-# a run: two hours; then with few or false semantic pairs, 8 runs: three hours in float32. From the repository's root, with the
-# two data sets' folders of class folders:
+# a run: two hours; then with few or false semantic pairs, 8 runs: three hours in float32; then with another architecture, 6
+# runs, an hour a pair in float32. From the repository's root, with the two data sets' folders of class folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 # SimCLR's runs here come from commit a3cbafd (output.txt), the others' from a later one (output-others.txt, with the trials of moco-recipe.txt).
 # Since then all 8 parts of MoCo's batch together move BatchNorm's running statistics as much as one batch does. Seed 0 run again
@@ -93,7 +93,7 @@ judge $few runs/epochs60-curation/*
 "$python" evaluate.py compare $long/simclr-*-seed[0-2] $few/simclr-{share,false}*-seed[0-2] --measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")" --out $few
 "$python" evaluate.py compare $few/simclr-*-seed0 --measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")" --out $few/float32  # all in float32
 
-# With another architecture. Planned before the first was run: three seeds, whatever they show.
+# With another architecture. Planned before the first was run: three seeds, whatever they show. Not run to the end yet: no results here.
 arch=results/transfer/architecture
 architecture | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $arch runs/epochs60-shufflenet/*
