@@ -1077,26 +1077,15 @@ def git_commit():
         return None
 
 
-def write_whole(file, content):
-    """Writes bytes to a file, whole or not at all: when the disk is full what was there stays, and nothing is left beside it."""
-    part = file.with_name(file.name + ".part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, file)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
-
-
 def save_tensors(file, content):
     """torch.save to a file, whole or not at all. (On a full disk torch.save itself raises a RuntimeError, not an OSError.)"""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_whole(file, buffer.getbuffer())
+    pairs.write_whole(file, buffer.getbuffer())
 
 
 def write_json(file, content):
-    write_whole(file, (json.dumps(content, indent=2, default=str) + "\n").encode())
+    pairs.write_whole(file, (json.dumps(content, indent=2, default=str) + "\n").encode())
 
 
 def read_json(file):
@@ -1157,7 +1146,7 @@ def load_splits(config, data, root=None, download=False, skip_bad=False, splits=
     if alike and "train" in splits and found[0].files_crc32 != config.get("files_crc32", found[0].files_crc32):
         if Path(data).resolve() == Path(config["data"]).resolve():
             print(f"note: {data} holds other files than those that the run was trained on", flush=True)
-        else:  # another folder of the same name
+        elif config["limit"]:  # another folder of the same name
             found[0] = load("train", None)
     return found
 
@@ -1190,8 +1179,8 @@ def detect_run(run, data, device, init, kind, size, steps, batch_size, lr, rois,
 
     The result is added to result.json; the run folder gets detections.png, or detections-random.png.
     """
-    train, test = pairs.load_boxes(data, read_config(run)["seed"], size[-1])
     config, backbone, _ = load_run(run)
+    train, test = pairs.load_boxes(data, config["seed"], size[-1])
     torch.manual_seed(seed)
     if init == "random":
         backbone, _ = build_backbone(config["backbone"], config["image_size"])
@@ -1498,6 +1487,12 @@ def write_comparison(rows, folder):
     return "\n".join(lines)
 
 
+def legend_below(figure, axes, **options):
+    """One legend of all axes, each name once, at the figure's lower edge."""
+    handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles), frameon=False, **options)
+
+
 @pairs.picture
 def draw_comparison(rows, path, panels=6):
     """A picture of the first measures (accuracies, AP50, AP), those on held-out categories first: a point for each seed, a bar
@@ -1532,9 +1527,8 @@ def draw_comparison(rows, path, panels=6):
         axis.set_title(title, fontsize=9), axis.set_ylim(0, 1.02), axis.set_xlim(-0.5, len(here) - 0.5), axis.grid(axis="y", alpha=0.3)
     for axis in axes.flat[len(shown) :]:
         axis.axis("off")
-    handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels())}
     figure.tight_layout(rect=(0, 0.25 / figure.get_figheight(), 1, 1))
-    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles), frameon=False, fontsize=8)
+    legend_below(figure, axes, fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -1569,8 +1563,7 @@ def draw_invariance(results, path):
     for axis in axes[-1]:
         axis.set_xlabel("share (0: ignored, 0.5: as the category)", fontsize=8)
     figure.tight_layout(rect=(0, 0.3 / figure.get_figheight(), 1, 1))
-    handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles), frameon=False)
+    legend_below(figure, axes)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -1579,7 +1572,7 @@ def draw_invariance(results, path):
 
 
 def parse_args(argv=None):
-    sets = ", ".join([*pairs.SCENES, *pairs.TORCHVISION_SETS])
+    sets = ", ".join(pairs.DATA_SETS)
     parser = pairs.Parser(description="Judge the backbone of a run folder; results go to its result.json.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -1642,8 +1635,9 @@ def main():
     if args.backbone_file:
         if args.run or not args.backbone:
             raise UserError("--backbone-file goes with --backbone NAME and without a run folder")
-        for data in [args.data] if args.command == "invariance" else args.data or [] if args.command != "detect" else []:
-            if data and Path(data).is_dir() and data not in pairs.TORCHVISION_SETS:
+        named = [args.data] if isinstance(args.data, str) else args.data or []
+        for data in named if args.command != "detect" else []:  # whose folders are no classes
+            if Path(data).is_dir() and data not in pairs.DATA_SETS:
                 pairs.not_a_class(data, {"--out": args.out or "runs"})
         args.run = adopt(args.backbone_file, args.backbone, args.image_size or 224, out=args.out)
         args.run = [args.run] if args.command == "invariance" else args.run

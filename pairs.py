@@ -551,14 +551,14 @@ def load_pairs(args):
     images that the run will be judged on are read as well. Raises UserError."""
     if args.data in SCENES[1:]:
         raise UserError(f"--data {args.data} is for evaluation, and is evaluated after a run on scenes; pretrain on --data scenes")
-    is_folder = args.data is not None and args.data not in TORCHVISION_SETS and Path(args.data).is_dir() and has_class_folders(args.data)
+    is_folder = args.data is not None and args.data not in DATA_SETS and Path(args.data).is_dir() and has_class_folders(args.data)
     if is_folder:
         list_folder(Path(args.data), "test")  # what the run will be judged on: a mistake is better told before the images are read
         not_a_class(args.data, {"--cache": args.cache, "--out": args.out or "runs"})
     if args.pairs in ("augmented", "semantic"):
         pool = load_images(args.data, "train", args.image_size, args.limit, args.seed, args.root, args.download, args.skip_bad, args.cache)
         source = make_pairs(args.pairs, pool, args.seed)
-    elif args.data is not None and (not Path(args.data).is_dir() or args.data in (*SCENES, *TORCHVISION_SETS)):
+    elif args.data is not None and (not Path(args.data).is_dir() or args.data in DATA_SETS):
         raise UserError(f"--pairs {args.pairs} with --data {args.data}: a list's paths need a folder" + f"; did you mean ./{args.data}?" * Path(args.data).is_dir())
     else:
         source = read_pair_list(args.pairs, args.data, args.arm, args.image_size, args.limit, args.seed, args.skip_bad, args.cache)
@@ -840,6 +840,7 @@ TORCHVISION_SETS = {  # name: torchvision's class; arguments of the train, valid
 }
 IMAGES_PER_CLASS = {"caltech101": (30, None), "sun397": (50, 50)}  # train and test, where torchvision has no split
 SCENES = ("scenes", "scenes-held-out", "scenes-shifted")
+DATA_SETS = (*SCENES, *TORCHVISION_SETS)  # the names that --data takes, and not for folders
 NOT_TRAIN = ("test", "val", "valid", "validation")  # folders beside train/
 SPLIT_NAMES = ("train", "training", "testing", *NOT_TRAIN)
 # some that Pillow may not read are among them, so that they are told and not passed over
@@ -870,8 +871,7 @@ def load_images(data, split="train", image_size=None, limit=None, seed=0, root="
         not_a_class(data, {"--cache": cache} if cache else {})
         found = list_folder(Path(data), split)
     else:
-        names = ", ".join([*SCENES, *TORCHVISION_SETS])
-        raise UserError(f"--data {data}: no such folder, and not one of {names}")
+        raise UserError(f"--data {data}: no such folder, and not one of {', '.join(DATA_SETS)}")
     if found is None:
         return None
     items, labels, classes = found
@@ -1125,8 +1125,7 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
                 (folder / name).unlink(missing_ok=True)  # a run that still maps the old file keeps it
                 with open(folder / name, "wb") as file:
                     file.truncate(length)
-            index.with_suffix(".part").write_text(json.dumps({"fingerprint": fingerprint, "shape": [n, 3, image_size, image_size], "paths": names}))
-            os.replace(index.with_suffix(".part"), index)
+            write_whole(index, json.dumps({"fingerprint": fingerprint, "shape": [n, 3, image_size, image_size], "paths": names}).encode())
         done = np.memmap(folder / "done.bin", np.uint8, "r", shape=(n,))
         missing = np.flatnonzero(done[:first] != 1)
         need, free = len(missing) * 3 * image_size**2, shutil.disk_usage(folder).free
@@ -1428,7 +1427,7 @@ def named(data):
     """A data set's name, or a folder's path that ends in its name: without ./ and a last slash, and . and .. spelled out, also
     ./cifar10: that folder and not the data set."""
     plain = str(Path(data))
-    return os.path.abspath(data) if Path(data).name in ("", "..") or plain != data and plain in (*SCENES, *TORCHVISION_SETS) else plain
+    return os.path.abspath(data) if Path(data).name in ("", "..") or plain != data and plain in DATA_SETS else plain
 
 
 def default_help(recipes):
@@ -1457,6 +1456,17 @@ def parse(parser, argv, recipes):
     if "augmented" in (args.pairs, args.arm) and (args.false_pairs or args.semantic_share < 1):
         raise UserError("--false-pairs and --semantic-share change semantic pairs: use them with --pairs semantic or a list's semantic arm")
     return args
+
+
+def write_whole(file, content):
+    """Writes bytes to a file, whole or not at all: when the disk is full what was there stays, and nothing is left beside it."""
+    part = file.with_name(file.name + ".part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, file)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
@@ -1735,7 +1745,9 @@ def main():
     for there in (out, *out.parent.glob(f"{glob.escape(stem.name)}-[0-9][0-9][0-9].png")):
         if there.exists():
             raise UserError(f"{there} exists and is not overwritten; choose another --out")
-    not_a_class(args.data, {"--cache": args.cache} | ({"--out": out.parent} if out.parent.resolve() != Path(args.data).resolve() else {}))
+    not_a_class(args.data, {"--cache": args.cache})
+    if out.parent.resolve() != Path(args.data).resolve():  # a list beside the classes is none of them
+        not_a_class(args.data, {"--out": out.parent})
     out.parent.mkdir(parents=True, exist_ok=True)
     out.touch(), out.unlink()  # a folder that cannot be written to is better told now
     backbone = None
@@ -1765,7 +1777,7 @@ def main():
     print(f"{out}: {len(rows):,} pairs; contact sheets follow", flush=True)
     sheets = write_sheets(stem, rows[: args.show], args.data)
     last = f" ... {sheets[-1].name}" if len(sheets) > 1 else ""
-    data = f"./{args.data}" if args.data in (*SCENES, *TORCHVISION_SETS) else args.data
+    data = f"./{args.data}" if args.data in DATA_SETS else args.data
     listed, cache = [str(out), "--data", data], ["--cache", args.cache] * (args.cache != "cache")
     print(f"Look at {sheets[0]}{last}, set keep to 0 where a pair is wrong, then\n"
           f"    python pairs.py check {shlex.join(listed)}\n    python simclr.py --pairs {shlex.join(listed + cache)}")

@@ -199,6 +199,9 @@ def test_names_and_lists_of_transforms_are_taken_however_they_are_written(tmp_pa
     monkeypatch.chdir(tmp_path)
     assert [pairs.named(data) for data in ("cifar10", "./flat/", "a/b/", ".")] == ["cifar10", "flat", "a/b", str(tmp_path)]
     assert pairs.named("./cifar10") == pairs.named("cifar10/") == str(tmp_path / "cifar10")  # the folder, not the data set
+    (tmp_path / "scenes" / "empty").mkdir(parents=True)
+    assert pairs.load_pairs(simclr.parse_args(["--limit", "128"])).pool.name == "scenes"  # drawn, and no mistake of that folder
+    (tmp_path / "scenes" / "empty").rmdir()
     write_folder(tmp_path / "scenes")
     pairs.load_images(pairs.named("./scenes"), image_size=8)
     with pytest.raises(UserError, match="did you mean ./scenes?"):
