@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Curated lists, which say once and for all which images are pairs, beside semantic pairs that are drawn anew in every epoch: SimCLR on
+# the embedded scenes with its default options, seeds 0 to 2, planned before the first run. mined.csv and near.csv are proposed by the
+# features of the augmented run of the same seed: the nearest image of all (no labels are used), and the nearest of the same category.
+# Two runs at a time, one thread each. From the repository's root:
+#     bash results/lists/run.sh [python]
+set -e
+python=${1:-.venv/bin/python} out=results/lists
+export OMP_NUM_THREADS=1
+mkdir -p runs
+row() { echo "simclr.py --seed $seed --data data/worlds/$seed/world --out runs/lists/simclr-$1-seed$seed --pairs ${*:2} --backbone convnet --epochs 20 --batch-size 128 --lr 0.06 --crop-min 0.5 --jitter 0.2 0.2 0.2 0.05 --temperature 0.2 --warmup-epochs 0"; }
+run() { xargs -P 2 -L 1 "$python" >> runs/lists-output.txt; }
+for seed in 0 1 2; do "$python" $out/lists.py --seed $seed data/worlds/$seed/world; done
+for seed in 0 1 2; do row augmented augmented; done | run
+for seed in 0 1 2; do
+  features="--by features --backbone-file runs/lists/simclr-augmented-seed$seed/backbone.pt --backbone convnet --show 50"
+  "$python" pairs.py propose --data data/worlds/$seed/world --out data/worlds/$seed/mined.csv $features --ignore-labels
+  "$python" pairs.py propose --data data/worlds/$seed/world --out data/worlds/$seed/near.csv $features
+  for list in mined near wrong; do "$python" pairs.py check data/worlds/$seed/$list.csv --data data/worlds/$seed/world | head -4; done
+done >> runs/lists-output.txt
+for seed in 0 1 2; do
+  row semantic semantic
+  for list in every tenth wrong mined near; do row $list data/worlds/$seed/$list.csv; done
+done | run
+for seed in 0 1 2; do  # as in results/ablations, whose runs computed in bf16
+  row share0.1 semantic --semantic-share 0.1
+  row false0.4 semantic --false-pairs 0.4
+done | run
+for run in runs/lists/*; do "$python" evaluate.py transfer "$run" --data scenes-held-out >> runs/lists-output.txt; done
+for run in runs/lists/*; do
+  mkdir -p "$out/$(basename "$run")"
+  cp "$run"/{config.json,result.json,log.jsonl} "$out/$(basename "$run")/"
+done
+grep -vE '^epoch |^reading |features of|L2 strengths' runs/lists-output.txt > $out/output.txt
+cp data/worlds/0/mined-001.png $out/mined.png
+"$python" $out/lists.py --summary $out > $out/summary.txt
