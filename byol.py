@@ -57,8 +57,8 @@ def parse_args(argv=None):
     # -- shared by the four methods, word for word
     add("--pairs", default="augmented", help="augmented: two views of one image; semantic: two images of one class; FILE.csv: a curated list with columns image_a,image_b [augmented]")
     add("--arm", default="semantic", choices=["semantic", "augmented"], help="with FILE.csv: augmented pairs each row's image_a with itself, the matched baseline [semantic]")
-    add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs kept; the others become augmented: how few suffice? [1]")
-    add("--false-pairs", type=pairs.fraction, default=0.0, help="share of the semantic (or the list's) partners drawn from another category: what does curation buy? [0]")
+    add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs kept, others in each epoch; the rest become augmented: how few suffice? [1]")
+    add("--false-pairs", type=pairs.fraction, default=0.0, help="share of the semantic (or the list's) partners drawn from another category, others in each epoch: what does curation buy? [0]")
     add("--data", type=pairs.named, help=f"scenes; a folder of class folders, with train/ and test/ or without; or {', '.join(pairs.TORCHVISION_SETS)} [scenes]")
     add("--root", default="data", help="folder of torchvision's data sets [data]")
     add("--download", action="store_true", help="let torchvision download the data set into --root")
@@ -86,7 +86,7 @@ def parse_args(argv=None):
     add("--solarize", type=pairs.fraction, nargs=2, help=f"probability of solarisation in view 1 and view 2 (App. B: 0 0.2) {default('solarize')}")
     add("--hidden-dim", type=pairs.positive_int, help=f"hidden width of projector and predictor (Sec. 3.3: 4096) {default('hidden_dim')}")
     add("--projection-dim", type=pairs.positive_int, help=f"width d of projections and predictions (Sec. 3.3: 256) {default('projection_dim')}")
-    add("--ema-decay", type=pairs.fraction, help=f"the target's decay at step 0; it rises along a cosine to 1 (Sec. 3.3: 0.996 for 1000 epochs) {default('ema_decay')}")
+    add("--ema-decay", type=pairs.fraction, help=f"the target's decay at step 0, from which it rises along a cosine to 1, also from 0 (Sec. 3.3: 0.996 for 1000 epochs) {default('ema_decay')}")
     add("--warmup-epochs", type=pairs.nonnegative_float, help=f"epochs of linear warm-up (Sec. 3.3: 10); by default at most a tenth of all {default('warmup_epochs')}")
     add("--optimizer", default="sgd", choices=["sgd", "lars"], help="sgd with momentum; lars for batches of thousands (the paper's) [sgd]")
     return pairs.parse(parser, argv, RECIPES)
@@ -117,11 +117,6 @@ class BYOL(nn.Module):
         h = self.backbone(x)  # (N, width)
         z = self.projector(h)  # (N, d)
         return z, self.predictor(z)
-
-    @torch.no_grad()
-    def target_projection(self, x):
-        """The target's t (N, d); its BatchNorm uses the statistics of this batch, as the official code does."""
-        return self.target(x)
 
     @torch.no_grad()
     def update_target(self, decay):
@@ -163,7 +158,7 @@ class LARS(torch.optim.SGD):
         g <- g + decay w,  g <- g trust |w| / |g|
 
     for weights of two and more dimensions; biases and BatchNorm are neither rescaled nor decayed, as in the official code
-    of SimCLR and BYOL (trust 1e-3). Unlike there, the momentum does not contain the learning rate (as in torch's SGD).
+    of SimCLR and BYOL (trust 1e-3). As in BYOL's, and unlike SimCLR's, the momentum does not contain the learning rate.
     """
 
     def __init__(self, params, lr, momentum, weight_decay, fused=False, trust=1e-3):
@@ -195,7 +190,8 @@ def train(model, optimizer, source, view1, view2, run, args):
                 group["lr"] = lr
             with evaluate.autocast(device):
                 (z1, p1), (z2, p2) = network(x1), network(x2)
-                t1, t2 = model.target_projection(x1), model.target_projection(x2)
+                with torch.no_grad():  # the target's BatchNorm uses the statistics of this batch too, as in the official code
+                    t1, t2 = model.target(x1), model.target(x2)
             loss = regression_loss(p1.float(), t2.float()) + regression_loss(p2.float(), t1.float())
 
             optimizer.zero_grad()
@@ -215,7 +211,7 @@ def main():
     source = pairs.load_pairs(args)
     view1, view2 = pairs.make_views(args, source.pool.image_size)
 
-    torch.manual_seed(args.seed)  # the backbone first: equal initial weights in both arms and all methods
+    torch.manual_seed(args.seed)  # the backbone first: equal initial weights in both arms and all methods (SimSiam's ResNets: but for zero_init_residual)
     backbone, width = evaluate.build_backbone(args.backbone, source.pool.image_size, verbose=True)
     model = BYOL(backbone, width, args.hidden_dim, args.projection_dim)
     model = model.to(device, memory_format=torch.channels_last)

@@ -246,7 +246,7 @@ def features(backbone, images, batch_size=256, what="features"):
         module.training = training
     h = torch.cat(out)
     if not h.isfinite().all():
-        raise Diverged(f"{what}: not all are finite, so the backbone has diverged; train it with a lower --lr or a larger --batch-size")
+        raise Diverged(f"{what}: not all are finite, so the network has diverged; train it with a lower --lr or a larger --batch-size")
     assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items()), "the backbone moved"
     return h
 
@@ -326,7 +326,7 @@ def a_fifth(labels, seed=0):
     """(rows to choose on, rows to train on): a random fifth of the rows, of each class about a fifth, and the others."""
     order = shuffled_by_turns(labels, seed)
     y, held = labels[order], torch.zeros(len(order), dtype=torch.bool)
-    # how far a row is through its class; those least far are held out: none of a class of fewer than five, unless nearly all are so small
+    # place in its class / size of the class: the fifth with the smallest is held out, so a class of fewer than five usually gives none
     share = (pairs.rank_in_class(y) + 1) / torch.bincount(y)[y] if y.ndim == 1 else torch.arange(len(y))
     held[share.argsort(stable=True)[: len(order) // 5]] = True
     return order[held], order[~held]
@@ -393,7 +393,8 @@ def judge(heads, trained, untrained, train, test, val=None, **options):
             if head == "finetune":
                 found = fine_tune(backbone, both, test, split, **options)
             elif head == "knn":
-                found = {"accuracy": knn(x, y, test_x, test_y), "k": min(200, len(y)), "temperature": 0.1}
+                options_of_knn = {"k": min(200, len(y)), "temperature": 0.1}
+                found = {"accuracy": knn(x, y, test_x, test_y, **options_of_knn)} | options_of_knn
             else:
                 found = linear_probe(x, y, test_x, test_y, len(train.classes), split=split, metric=train.metric)
             if which == "trained":
@@ -466,8 +467,8 @@ def build_detector(backbone, classes, kind="c4", size=(800,), rois=512, roi_size
 
     kind "c4": proposals and RoIAlign on the feature map before the last stage; the last stage, a BatchNorm and
     the mean over positions are the box head (He et al. 2016; MoCo's R50-C4 with its extra BatchNorm). "fpn": a
-    feature pyramid of all stages and two linear layers (Lin et al. 2017). size: short sides of the images, one
-    is drawn for each training image, the last is for testing; anchors of 32 ... 512 px at 800 px scale with it. rois: RoIs in an
+    feature pyramid of all stages and two linear layers (Lin et al. 2017). size: short sides; each
+    training image draws one, testing takes the last, with which the anchors (32 ... 512 px at 800 px) scale. rois: RoIs in an
     image's box loss; at test time as many proposals, at least 100. Raises UserError for backbones other than ResNets and convnet.
     """
     vision = torchvision.models.detection
@@ -887,6 +888,7 @@ def on_first(call):
 
 SECONDS_BETWEEN_SAVES = 20  # an epoch may take a GPU two seconds, and a disk some tenths to write down
 WHERE_IT_RUNS = {"root", "download", "device", "out", "resume", "cache", "compile"}  # options that do not change what is learned
+MACHINE = {"python", "torch", "torchvision", "numpy", "pillow", "threads", "machine", "git_commit", "gpu", "precision"}
 
 
 class Run:
@@ -902,8 +904,8 @@ class Run:
     backbone.pt     a bare state_dict, torchvision's names where the architecture is torchvision's
     pairs.png, curves.png, result.json
 
-    config.json's trained_epochs says after how many epochs backbone.pt was saved. Raises UserError when the folder exists
-    already, unless `resume`.
+    config.json's trained_epochs says after how many epochs backbone.pt was saved; its resumed_elsewhere, from which epoch on
+    other versions or another machine went on with the run. Raises UserError when the folder exists already, unless `resume`.
     """
 
     def __init__(self, method, args, source, view1, view2, backbone, model, optimizer):
@@ -978,6 +980,12 @@ class Run:
             lines = [line for line in log.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= self.step]
             log.write_text("".join(line + "\n" for line in lines))
         if self.first:  # the run may have been killed between its last checkpoint and the backbone.pt of that
+            elsewhere = {name: self.config.get(name) for name in sorted(MACHINE) if self.config.get(name) != old.get(name)}
+            if elsewhere:
+                said = ", ".join(f"{name} {value}" for name, value in elsewhere.items())
+                print(f"note: after epoch {self.epoch} the run goes on with {said}, as config.json will say", flush=True)
+                old.setdefault("resumed_elsewhere", []).append({"after_epoch": self.epoch, **elsewhere})
+                write_json(self.folder / "config.json", old)
             self._publish()
 
     def log(self, epoch, loss, lr, z):
@@ -1057,8 +1065,7 @@ class Run:
 
 def vars_of(config):
     """The names in config.json that are the user's options or follow from the data, not from the machine."""
-    machine = {"python", "torch", "torchvision", "numpy", "pillow", "threads", "machine", "git_commit", "gpu", "precision", "trained_epochs"}
-    return [name for name in config if name not in machine]
+    return [name for name in config if name not in MACHINE | {"trained_epochs", "resumed_elsewhere"}]
 
 
 def unfinished(config):
@@ -1184,6 +1191,8 @@ def detect_run(run, data, device, init, kind, size, steps, batch_size, lr, rois,
     torch.manual_seed(seed)
     if init == "random":
         backbone, _ = build_backbone(config["backbone"], config["image_size"])
+    if isinstance(getattr(backbone, "maxpool", None), nn.Identity):
+        print(f"note: the CIFAR stem of a backbone for images up to 64 px makes maps of 4 times the side: --size {max(32, size[-1] // 4)} costs what {size[-1]} does with the ImageNet stem", flush=True)
     model = build_detector(backbone, len(train.classes), kind, size, rois, roi_size).to(device)
     print(f"{kind} detector, init {init}: {len(train)} training and {len(test)} test images of {train.name}, {len(train.classes)} classes", flush=True)
     train_detector(model, train, steps, batch_size, lr, seed)

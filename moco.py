@@ -12,8 +12,8 @@
 What changes relative to simclr.py: a key encoder that slowly follows the query encoder, a queue of negatives, and a loss in
 one direction, from x1 to x2.
 
-SimCLR's negatives are limited by its batch; a queue holds K of them for the price of N. Its keys are up to K / N steps old: had
-their encoder changed much since, they could be told from the positive by their age, so it changes slowly (MoCo, Sec. 3.2).
+SimCLR's negatives are limited by its batch; a queue holds K of them for the price of N. Its oldest keys were
+encoded K / N steps ago; their encoder changes slowly, so that old and new keys stay comparable (MoCo, Sec. 3.2).
 
 BatchNorm must not leak which key belongs to which query (the encoder could cheat by recognising the statistics
 of its own batch; MoCo, Sec. 3.3). The paper spreads a batch over 8 GPUs, each with its own statistics, and
@@ -62,8 +62,8 @@ def parse_args(argv=None):
     # -- shared by the four methods, word for word
     add("--pairs", default="augmented", help="augmented: two views of one image; semantic: two images of one class; FILE.csv: a curated list with columns image_a,image_b [augmented]")
     add("--arm", default="semantic", choices=["semantic", "augmented"], help="with FILE.csv: augmented pairs each row's image_a with itself, the matched baseline [semantic]")
-    add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs kept; the others become augmented: how few suffice? [1]")
-    add("--false-pairs", type=pairs.fraction, default=0.0, help="share of the semantic (or the list's) partners drawn from another category: what does curation buy? [0]")
+    add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs kept, others in each epoch; the rest become augmented: how few suffice? [1]")
+    add("--false-pairs", type=pairs.fraction, default=0.0, help="share of the semantic (or the list's) partners drawn from another category, others in each epoch: what does curation buy? [0]")
     add("--data", type=pairs.named, help=f"scenes; a folder of class folders, with train/ and test/ or without; or {', '.join(pairs.TORCHVISION_SETS)} [scenes]")
     add("--root", default="data", help="folder of torchvision's data sets [data]")
     add("--download", action="store_true", help="let torchvision download the data set into --root")
@@ -93,7 +93,7 @@ def parse_args(argv=None):
     add("--projection-dim", type=pairs.positive_int, default=128, help="width d of queries and keys (v1, Sec. 3.3) [128]")
     add("--queue-size", type=pairs.positive_int, help=f"negatives K, a multiple of the batch (v1, Sec. 4.1: 65536) {default('queue_size')}")
     add("--ema-decay", type=pairs.fraction, default=0.99, help="of the key encoder, by step (v1, Sec. 3.2: 0.999; CIFAR-10 demo: 0.99) [0.99]")
-    add("--bn-splits", type=pairs.positive_int, help=f"parts of a batch with BatchNorm statistics of their own (paper: 8 GPUs) {default('bn_splits')}")
+    add("--bn-splits", type=pairs.positive_int, help=f"parts of the batch (of several GPUs: of each one's share) with BatchNorm statistics of their own (paper: 8 GPUs, 1 part each) {default('bn_splits')}")
     return pairs.parse(parser, argv, RECIPES)
 
 
@@ -232,7 +232,7 @@ def main():
     source = pairs.load_pairs(args)
     view1, view2 = pairs.make_views(args, source.pool.image_size)
 
-    torch.manual_seed(args.seed)  # the backbone first: equal initial weights in both arms and all methods
+    torch.manual_seed(args.seed)  # the backbone first: equal initial weights in both arms and all methods (SimSiam's ResNets: but for zero_init_residual)
     backbone, width = evaluate.build_backbone(args.backbone, source.pool.image_size, verbose=True)
     model = MoCo(backbone, width, args.hidden_dim or width, args.projection_dim, args.queue_size, args.bn_splits)
     model = model.to(device, memory_format=torch.channels_last)

@@ -162,8 +162,8 @@ class Pairs:
         """The shares realised in an epoch's pairs, {name: share, or None where categories are not known}:
 
         semantic_rate: pairs of two different images; false_rate: those among them of two categories; same_class_rate: the
-        chance that an anchor and the second image of any other pair share a category, which is the rate of negatives of
-        the anchor's own class in SimCLR's batch and, nearly, in MoCo's queue (expected: the order is random).
+        expected share of an anchor's negatives that are of its class, the second images of the other pairs being the
+        negatives (of MoCo's queue: nearly).
         """
         anchor, partner = self.epoch(epoch)
         semantic = anchor != partner
@@ -409,9 +409,9 @@ def color_jitter(x, chosen, factors, order):
     """Brightness, contrast, saturation and hue of the chosen (N,) images, in place, each in its own order (torchvision's
     ColorJitter); factors and order (N, 4) as drawn.
 
-    With a factor f, the first three are f x, f x + (1 - f) mean(gray(x)) and f x + (1 - f) gray(x). Hue is costly and so is
-    computed once, for all images, which are sorted by the place that it has among the four. The k-th of the other three
-    operations comes after hue in the first after[k] images, in the others before: hence a loop, hue, and a loop.
+    With a factor f, the first three are f x, f x + (1 - f) mean(gray(x)) and f x + (1 - f) gray(x). Hue is costly, so it
+    is computed once, for all images, sorted by its place among the four. The k-th of the other three operations comes
+    after hue in the first after[k] images, and before it in the rest: hence a loop, hue, and a loop.
     """
     place = (order == 3).int().argmax(1)
     rows = torch.where(chosen, place, 4).argsort()[: int(chosen.sum())]
@@ -1225,7 +1225,7 @@ def fill_chunk(job):
                 reasons.append(error.reason)
                 continue
             images.seek(int(row) * image.nbytes)
-            if images.write(image) < image.nbytes:  # into a map it would cost a fault for every page
+            if images.write(image) < image.nbytes:  # a memory map would cost a page fault for every page
                 raise UserError(f"{folder}: the disk is full; make room and start again, decoding continues from here")
             done[row] = 1
     return reasons
@@ -1393,34 +1393,23 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help lists the options")
 
 
-def positive_int(text):
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return int(text)
+def number(kind, fits, words):
+    """A type for argparse: an int or a float that fits, in words."""
+
+    def parse_number(text):
+        if not fits(kind(text)):
+            raise argparse.ArgumentTypeError(f"{text} is not {words}")
+        return kind(text)
+
+    parse_number.__name__ = kind.__name__  # argparse names it: invalid int value
+    return parse_number
 
 
-def positive_float(text):
-    if not 0 < float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return float(text)
-
-
-def fraction(text):
-    if not 0 <= float(text) <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return float(text)
-
-
-def seed_int(text):
-    if not 0 <= int(text) < 2**63:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 2**63 - 1")
-    return int(text)
-
-
-def nonnegative_float(text):
-    if not 0 <= float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
-    return float(text)
+positive_int = number(int, lambda value: value >= 1, "1 or more")
+seed_int = number(int, lambda value: 0 <= value < 2**63, "between 0 and 2**63 - 1")
+positive_float = number(float, lambda value: 0 < value < math.inf, "above 0")
+nonnegative_float = number(float, lambda value: 0 <= value < math.inf, "0 or more")
+fraction = number(float, lambda value: 0 <= value <= 1, "between 0 and 1")
 
 
 def named(data):

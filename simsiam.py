@@ -6,7 +6,7 @@
 
     x1, x2   two views (N, 3, S, S): of one image, or of two images of one category
     h        backbone features (N, width): what evaluation uses
-    z        embeddings (N, d) of the projector; a constant to the loss (stop-gradient)
+    z        embeddings (N, d) of the projector; as a target, a constant to the loss (stop-gradient)
     p        predictions (N, d) of the other view's z
 
 What changes relative to simclr.py: a predictor, a stop-gradient, and no negatives at all.
@@ -56,8 +56,8 @@ def parse_args(argv=None):
     # -- shared by the four methods, word for word
     add("--pairs", default="augmented", help="augmented: two views of one image; semantic: two images of one class; FILE.csv: a curated list with columns image_a,image_b [augmented]")
     add("--arm", default="semantic", choices=["semantic", "augmented"], help="with FILE.csv: augmented pairs each row's image_a with itself, the matched baseline [semantic]")
-    add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs kept; the others become augmented: how few suffice? [1]")
-    add("--false-pairs", type=pairs.fraction, default=0.0, help="share of the semantic (or the list's) partners drawn from another category: what does curation buy? [0]")
+    add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs kept, others in each epoch; the rest become augmented: how few suffice? [1]")
+    add("--false-pairs", type=pairs.fraction, default=0.0, help="share of the semantic (or the list's) partners drawn from another category, others in each epoch: what does curation buy? [0]")
     add("--data", type=pairs.named, help=f"scenes; a folder of class folders, with train/ and test/ or without; or {', '.join(pairs.TORCHVISION_SETS)} [scenes]")
     add("--root", default="data", help="folder of torchvision's data sets [data]")
     add("--download", action="store_true", help="let torchvision download the data set into --root")
@@ -171,7 +171,7 @@ def main():
     source = pairs.load_pairs(args)
     view1, view2 = pairs.make_views(args, source.pool.image_size)
 
-    torch.manual_seed(args.seed)  # the backbone first: equal initial weights in both arms and all methods
+    torch.manual_seed(args.seed)  # the backbone first: equal initial weights in both arms and all methods (SimSiam's ResNets: but for zero_init_residual)
     backbone, width = evaluate.build_backbone(args.backbone, source.pool.image_size, args.zero_init_residual, verbose=True)
     model = SimSiam(backbone, width, args.embedding_dim, args.bottleneck_dim, args.projector_layers)
     model = model.to(device, memory_format=torch.channels_last)

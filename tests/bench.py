@@ -1,6 +1,6 @@
 """Speed, as ratios measured in one run. A script, not a test:
 
-    python tests/bench.py [--device cuda] [--seconds 10] [--out results/speed/bench.json]
+    python tests/bench.py [--device cuda] [--seconds 10] [--only augment step] [--out FILE.json]
 
   augment   views/s of pairs.augment beside torchvision's transforms, image by image, and lightly's and kornia's, if there
   step      a method's whole training step beside its bare model step on a fixed batch: the share that is not the model;
@@ -17,8 +17,11 @@ Two things that are compared take turns, so that another load on the machine hit
 """
 
 import argparse
+import functools
 import importlib
+import importlib.metadata
 import json
+import math
 import os
 import platform
 import statistics
@@ -139,13 +142,15 @@ def trainer(method, backbone_name, images, batch_size, device, what="whole", opt
     source = pairs.Pairs(pairs.ImageSet("", images, torch.zeros(len(images), dtype=torch.long), ["any"]), "semantic", 0)
     view1, view2 = pairs.make_views(args, images.shape[-1])
     batches, one = pairs.batches, next(pairs.batches(source, 0, batch_size, view1, view2, device))
-    run = types.SimpleNamespace(epoch=0, step=0, log=lambda *_: None, save=lambda *_: None)
+    run = types.SimpleNamespace(epoch=0, first=True, printed=math.inf, printed_step=0, total=2**62, epochs=1, save=lambda *_: None)
+    run.log = functools.partial(evaluate.Run.log, run)  # the log itself, but none of its lines
 
     def call():
         if what == "batches":
             for _ in batches(source, 0, batch_size, view1, view2, device):
                 pass
             return
+        run.step, run.losses = 0, 0.0
         pairs.batches = (lambda *_: (one for _ in range(len(images) // batch_size))) if what == "model" else batches
         module.train(model, optimizer, source, view1, view2, run, args)
         pairs.batches = batches
@@ -329,6 +334,14 @@ def bench_recipes(device):
     return rows
 
 
+def version_of(package):
+    """The version of an installed package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -337,7 +350,7 @@ def main():
     parser.add_argument("--compile", action="store_true", help="the networks of `step` and `methods`, as a run on a GPU has them")
     parser.add_argument("--only", nargs="+", help="augment, step, methods, precision, compile, epoch, probe, growth, recipes [all]")
     parser.add_argument("--workers", type=int, default=2, help="of lightly's DataLoader [2]")
-    parser.add_argument("--out", default="results/speed/bench.json")
+    parser.add_argument("--out", default="runs/bench.json", help="[runs/bench.json]")
     args = parser.parse_args()
     seconds, batch_size = (1, 16) if args.quick else (args.seconds, 64)
     batch_size = 512 if args.device.startswith("cuda") else batch_size
@@ -350,7 +363,9 @@ def main():
              "probe": lambda: bench_probe(seconds), "growth": lambda: bench_growth(args.device, seconds), "recipes": lambda: bench_recipes(args.device)}
     result = {"machine": {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine(), "cpu": CPU.get("cpu_name"),
                           "precision": "bfloat16" if evaluate.multiplies_in_bf16(torch.device(args.device)) else "float32", "python": platform.python_version(),
-                          "gpu": torch.cuda.get_device_name() if args.device.startswith("cuda") else None, "batch_size": batch_size, "compiled": args.compile}}
+                          "gpu": torch.cuda.get_device_name() if args.device.startswith("cuda") else None, "batch_size": batch_size, "compiled": args.compile,
+                          "seconds": seconds, "cores": os.cpu_count(), "git_commit": evaluate.git_commit(),
+                          **{name: version_of(name) for name in ("torchvision", "numpy", "pillow", "lightly", "kornia", "scikit-learn")}}}
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     for name in args.only or parts:
         result[name] = parts[name]()

@@ -1,6 +1,6 @@
 """Image cache and streaming, measured. A script, not a test:
 
-    python tests/bench_cache.py [--data cifar10-jpeg] [--out results/cache/bench.json]
+    python tests/bench_cache.py [--data cifar10-jpeg] [--out FILE.json]
 
   build     images/s of building the cache beside decoding alone by as many processes: --data, and generated 256-px JPEGs
   stream    bytes/s of shuffled batches from the mapped array beside a sequential read of the file, from the page cache
@@ -24,11 +24,13 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent))
+import evaluate
 import pairs
 from bench import photographs, take_turns
 
@@ -191,9 +193,10 @@ def main():
     parser.add_argument("--gigabytes", type=float, default=4, help="size of the streamed array [4]")
     parser.add_argument("--only", nargs="+", help="build, stream, memory, kills [all]")
     parser.add_argument("--scratch", help="folder for some 5 GB of files, on the disk to be measured [the system's for temporary files]")
-    parser.add_argument("--out", default="results/cache/bench.json")
+    parser.add_argument("--out", default="runs/bench-cache.json", help="[runs/bench-cache.json]")
     args = parser.parse_args()
-    result = {"machine": {"torch": torch.__version__, "cores": os.cpu_count(), "python": sys.version.split()[0]}}
+    result = {"machine": {"torch": torch.__version__, "cores": os.cpu_count(), "python": sys.version.split()[0], "pillow": PIL.__version__,
+                          "cpu": getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name"), "git_commit": evaluate.git_commit()}}
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
         scratch = Path(scratch)
         parts = {"build": lambda: bench_build(args.data, scratch), "stream": lambda: bench_stream(scratch, args.gigabytes),

@@ -209,7 +209,7 @@ def test_a_detector_is_tested_on_images_between_0_and_1_and_its_labels_are_those
     assert [f["labels"].tolist() for f in evaluate.detect(model, data)] == [[0]] * 3
 
 
-def test_a_detector_is_given_the_runs_backbone_or_a_new_one_and_the_runs_world(tmp_path, monkeypatch):
+def test_a_detector_is_given_the_runs_backbone_or_a_new_one_and_the_runs_world(tmp_path, monkeypatch, capsys):
     evaluate.write_json(tmp_path / "config.json", {"backbone": "convnet", "image_size": 32, "seed": 3})
     trained, untrained = (evaluate.build_backbone("convnet", 32)[0] for _ in "tu")
     world, given = [pairs.detection_scenes("train", 2, 32)] * 2, []
@@ -224,6 +224,10 @@ def test_a_detector_is_given_the_runs_backbone_or_a_new_one_and_the_runs_world(t
     torch.manual_seed(5)
     new = evaluate.build_backbone("convnet", 32)[0]
     assert given[0] is trained and torch.equal(given[1][0].weight, new[0].weight)
+    assert "CIFAR stem" not in capsys.readouterr().out
+    trained = evaluate.build_backbone("resnet18", 32)[0]  # whose maps at 800 px would need 16 times the memory of the usual
+    evaluate.detect_run(tmp_path, ["scenes"], torch.device("cpu"), "run", "c4", [32], 1, 1, 0.1, 8, 7, 5)
+    assert "note: the CIFAR stem" in capsys.readouterr().out
 
 
 def test_classes_of_any_name_are_shown_as_they_are(tmp_path):

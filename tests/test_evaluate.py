@@ -6,6 +6,7 @@ import math
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def test_resnet_has_torchvisions_keys_and_the_stem_of_its_image_size():
     import torchvision
 
     theirs = torchvision.models.resnet18().state_dict()
-    for size, kernel, side in ((32, 3, 32), (96, 7, 48)):
+    for size, kernel, side in ((32, 3, 32), (64, 3, 64), (65, 7, 33), (96, 7, 48)):
         backbone, width = evaluate.build_backbone("resnet18", size)
         assert width == 512 and set(backbone.state_dict()) == {k for k in theirs if not k.startswith("fc.")}
         assert backbone.conv1.kernel_size == (kernel, kernel) and backbone.conv1(torch.zeros(1, 3, size, size)).shape[-1] == side
@@ -47,6 +48,8 @@ def test_the_convnet_is_that_of_the_published_results():
         backbone(torch.zeros(1, 3, 32, 32))
     by_layer = [16 * 16 * 32 * 3 * 9, 8 * 8 * 64 * 32 * 9, 8 * 8 * 128 * 64 * 9, 4 * 4 * 256 * 128 * 9]  # multiply-adds
     assert counter.get_total_flops() == 2 * sum(by_layer) and round(sum(by_layer) / 1e6) == 11
+    layers = [type(layer).__name__ for layer in backbone]
+    assert layers == ["Conv2d", "BatchNorm2d", "ReLU"] * 4 + ["MeanOverPositions", "Flatten", "BatchNorm1d"]
 
 
 def test_unknown_backbones_are_named():
@@ -279,7 +282,7 @@ def test_a_backbone_that_diverged_is_told_and_a_learning_rate_that_diverges_is_n
     broken = copy.deepcopy(backbone)
     with torch.no_grad():
         broken[0].weight.fill_(math.nan)
-    with pytest.raises(evaluate.Diverged, match="features: not all are finite, so the backbone has diverged"):
+    with pytest.raises(evaluate.Diverged, match="features: not all are finite, so the network has diverged"):
         evaluate.features(broken, labelled(4, 0).images)
     monkeypatch.setattr(evaluate, "fit_all_layers", lambda backbone, train, rows, lr, *_: nn.Sequential(broken if lr == 0.1 else backbone, nn.Linear(width, 2)))
     found = evaluate.fine_tune(backbone, labelled(40, 0), labelled(20, 1), lrs=[0.1, 0.01])
@@ -414,11 +417,15 @@ def test_every_factor_and_transformation_changes_the_images_and_nothing_else_mov
     assert all((c != images).flatten(1).any(1).float().mean() > 0.9 for c in changes.values())
     again = evaluate.scene_changes(0, 24, n=40)[2]
     assert all(torch.equal(again[f], c) for f, c in changes.items())
+    kept = {f: (c == images).float().mean().item() for f, c in changes.items()}  # values: those of the background, and their noise
+    assert all(kept[f] > 0.5 for f in ("position", "scale", "object color", "rotation")) and kept["noise"] < 0.3
     found = pairs.ImageSet("s", images, labels, ["a"])
     _, same, transformed = evaluate.image_changes(found, pairs.Augmentation(), 0)
     assert torch.equal(same, images) and set(transformed) == set(evaluate.TRANSFORMS)
     assert all(t.dtype == torch.uint8 and not torch.equal(t, images) for t in transformed.values())
     assert torch.equal(transformed["flip"], images.flip(3))
+    inside = (images > 90) & (images < 165)  # where three deviations of the noise are not cut off
+    assert (transformed["noise"].float() - images)[inside].std() == pytest.approx(0.1 * 255, rel=0.05)
 
 
 def test_scenes_for_invariance_show_the_held_out_categories_of_the_runs_world(monkeypatch):
@@ -520,6 +527,19 @@ def test_checkpoints_are_written_when_the_last_is_old_and_at_the_end(tmp_path):
     assert evaluate.read_json(run.folder / "result-epoch2.json") == {"knn": {"t": {"accuracy": 0.1} | versions}}
 
 
+def test_a_run_that_goes_on_elsewhere_says_so(tmp_path, monkeypatch, capsys):
+    run, name = make_run(tmp_path), "resumed_elsewhere"
+    run.save(2)
+    make_run(tmp_path, resume=True)
+    assert name not in evaluate.read_config(run.folder) and "note" not in capsys.readouterr().out
+    monkeypatch.setattr(evaluate, "git_commit", lambda: "later code")
+    make_run(tmp_path, resume=True)
+    assert "after epoch 2 the run goes on with git_commit later code" in capsys.readouterr().out
+    config = evaluate.read_config(run.folder)
+    assert config[name] == [{"after_epoch": 2, "git_commit": "later code"}] and config["git_commit"] != "later code"
+    assert not {name, "git_commit"} & set(evaluate.vars_of(config))  # neither is an option
+
+
 def test_a_run_killed_between_checkpoint_and_backbone_is_whole_after_resume(tmp_path, monkeypatch):
     run = make_run(tmp_path)
     evaluate.add_results(run.folder, {"knn": {"t": {"accuracy": 0.1}}})  # of the untrained backbone
@@ -559,11 +579,12 @@ def test_a_result_that_is_replaced_by_another_is_kept(tmp_path, capsys):
 
 def test_a_collapsing_run_warns_once_in_plain_words(tmp_path, capsys):
     run = make_run(tmp_path)
-    for _ in range(4):
-        run.log(run.step // 2, torch.tensor(1.0), 0.1, torch.ones(4, 8))
+    for loss in (1.0, 3.0, 5.0, 5.0):
+        run.printed = time.time() + 60  # however slow the machine, no line before the end of an epoch
+        run.log(run.step // 2, torch.tensor(loss), 0.1, torch.ones(4, 8))
     assert capsys.readouterr().out.count("warning: the embeddings are collapsing") == 1
     lines = [json.loads(line) for line in open(run.folder / "log.jsonl")]
-    assert [line["step"] for line in lines] == [2, 4] and [line["loss"] for line in lines] == [1.0, 1.0] and 0 <= lines[0]["seconds"] <= lines[1]["seconds"]
+    assert [line["step"] for line in lines] == [2, 4] and [line["loss"] for line in lines] == [2.0, 5.0] and 0 <= lines[0]["seconds"] <= lines[1]["seconds"]
     assert list(lines[0]) == ["epoch", "step", "loss", "lr", "images_per_second", "seconds", "embedding_std", "effective_rank", "semantic_rate", "false_rate", "same_class_rate"]
 
 

@@ -131,7 +131,7 @@ def test_logits_come_before_the_queue(monkeypatch):
         epoch = step = 0
         log = save = lambda self, *a: None
 
-    args = moco.parse_args(["--epochs", "1", "--batch-size", "4"])
+    args = moco.parse_args(["--epochs", "1", "--batch-size", "4", "--device", "cpu"])
     view = pairs.Augmentation()
     moco.train(model, torch.optim.SGD(model.backbone.parameters(), 0.1), pairs.make_pairs("augmented", pool, 0), view, view, Run(), args)
     (k1, queue1), (_, queue2) = seen

@@ -540,6 +540,15 @@ def test_images_are_cropped_to_their_middle_and_not_squeezed():
         assert (pairs.fit(image, 8)[:, 1:-1, 1:-1] == [[[0]], [[255]], [[0]]]).all()  # red shines a little into the border
 
 
+def test_images_are_scaled_bicubically_and_normalised_with_imagenets_mean_and_deviation():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+    for size in (16, 60):
+        assert (pairs.fit(image, size) == np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)).all()
+    x = pairs.normalize(torch.tensor([0, 255], dtype=torch.uint8).expand(1, 3, 1, 2))[0, :, 0]
+    expected = torch.tensor([[-0.485 / 0.229, 0.515 / 0.229], [-0.456 / 0.224, 0.544 / 0.224], [-0.406 / 0.225, 0.594 / 0.225]])
+    assert torch.allclose(x, expected, atol=1e-5)
+
+
 def test_bad_images_are_all_named_or_left_out(tmp_path, capsys):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -822,7 +831,8 @@ def test_a_full_disk_leaves_no_list_that_is_cut_off(tmp_path):
     folder = two_colours(tmp_path / "d")
     pairs.load_images(folder, "train", 8, cache=tmp_path / "c")
     command = [sys.executable, pairs.__file__, "propose", "--data", folder, "--out", tmp_path / "p.csv", "--cache", tmp_path / "c"]
-    done = subprocess.run(command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700)), capture_output=True, text=True)
+    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700)), "env": pairs.os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}}
+    done = subprocess.run(command, **limit, capture_output=True, text=True)
     assert done.returncode == 2 and "is full; make room" in done.stderr and not (tmp_path / "p.csv").exists()
 
 
@@ -918,6 +928,10 @@ def test_what_a_run_will_be_judged_on_is_read_before_it(tmp_path, monkeypatch):
     (tmp_path / "l.csv").write_text("image_a,image_b\ntrain/red/00.png,train/red/01.png\n")
     load = lambda *options: pairs.load_pairs(simclr.parse_args(["--data", str(folder), "--batch-size", "1", *options]))
     assert len(load("--pairs", "semantic")) == 24 and len(load("--pairs", "l.csv")) == 1
+    (tmp_path / "four.csv").write_text("image_a,image_b\n" + "".join(f"train/red/0{i}.png,train/red/0{i + 1}.png\n" for i in range(4)))
+    for arm, kind in (("semantic", "list"), ("augmented", "augmented")):
+        found = load("--pairs", "four.csv", "--arm", arm, "--limit", "3", "--seed", "5", "--batch-size", "2")
+        assert (found.kind, found.seed, len(found), len(found.pool)) == (kind, 5, 3, 4) and found.rows[:, 0].tolist() == [0, 1, 2]
     with pytest.raises(UserError, match="--batch-size 64 is more than the 24 pairs of an epoch"):
         load("--pairs", "semantic", "--batch-size", "64")
     with pytest.raises(UserError, match="images of 2 px: use 8 px or more, see --image-size"):

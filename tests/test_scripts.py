@@ -5,6 +5,7 @@ import csv
 import importlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -87,8 +88,14 @@ def check_run(folder, config_has):
     assert all(list(line) == LOGGED for line in lines)
     assert lines[-1]["epoch"] == config["epochs"]
     assert lines[-1]["step"] == config["epochs"] * (config["pairs_per_epoch"] // config["batch_size"])
-    backbone, _ = evaluate.build_backbone(config["backbone"], config["image_size"])
-    backbone.load_state_dict(torch.load(folder / "backbone.pt", weights_only=True))
+    if (config["semantic_share"], config["false_pairs"]) == (1, 0):  # what it says, it was trained on
+        assert {line["semantic_rate"] for line in lines} == {0.0 if "augmented" in (config["pairs"], config["arm"]) else 1.0}
+    torch.manual_seed(config["seed"])
+    untrained, _ = evaluate.build_backbone(config["backbone"], config["image_size"])
+    backbone, beside = evaluate.load_backbone(folder)
+    assert all(torch.equal(a, b) for a, b in zip(untrained.state_dict().values(), beside.state_dict().values(), strict=True))
+    stored = torch.load(folder / "backbone.pt", weights_only=True)
+    assert all(torch.equal(stored[name], value) for name, value in backbone.state_dict().items()) and stored.keys() == untrained.state_dict().keys()
     for picture in ("pairs.png", "curves.png"):
         assert min(Image.open(folder / picture).size) > 100
     return config, lines
@@ -108,11 +115,20 @@ def test_every_method_runs_on_every_kind_of_pairs(method, kind, photos, tmp_path
         assert f"{r['accuracy']:.3f}" in done.stdout and f"{r['untrained']:.3f}" in done.stdout
 
 
+def test_torchrun_makes_one_run_of_two_processes(photos, tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = ["--pairs", "semantic", "--data", photos, "--backbone", "convnet", *QUICK, "--queue-size", "32", "--bn-splits", "2", "--out", tmp_path / "run"]
+    done = subprocess.run([*launcher, ROOT / "moco.py", *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_run(tmp_path / "run", {"processes": 2, "batch_size": 16})
+    assert done.stdout.count("epoch   2/2") == 1 and done.stdout.count("linear probe") == 1  # the first process alone speaks
+
+
 def test_study_controls_are_logged_as_they_turned_out(photos, tmp_path):
     for i, given in enumerate(("semantic", photos / "list.csv")):
-        said = printed("simsiam.py", "--pairs", given, "--data", photos, "--backbone", "convnet", *QUICK, "--false-pairs", "0.5", "--semantic-share", "0.5", "--out", tmp_path / str(i))
-        _, lines = check_run(tmp_path / str(i), {"false_pairs": 0.5, "semantic_share": 0.5})
-        assert all(0.2 < line["semantic_rate"] < 0.8 and 0.1 < line["false_rate"] < 0.9 and line["same_class_rate"] > 0.4 for line in lines)
+        said = printed("simsiam.py", "--pairs", given, "--data", photos, "--backbone", "convnet", *QUICK, "--false-pairs", "0.2", "--semantic-share", "0.7", "--out", tmp_path / str(i))
+        _, lines = check_run(tmp_path / str(i), {"false_pairs": 0.2, "semantic_share": 0.7})
+        assert all(0.5 < line["semantic_rate"] < 0.9 and 0 < line["false_rate"] < 0.45 and line["same_class_rate"] > 0.4 for line in lines)
         assert "semantic_rate 0." in said
 
 
@@ -326,8 +342,9 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_where_it_stopped(tmp_path):
 
     command = [sys.executable, ROOT / "simclr.py", "--limit", "128", "--epochs", "1", "--device", "cpu", "--out", tmp_path / "run"]
     least = 3_000_000  # bytes: enough for the weights, not for a checkpoint with the optimiser's momentum
-    full = subprocess.run(command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (least, least)), capture_output=True, text=True)
-    assert full.returncode == 2 and "is full; make room" in full.stderr and full.stderr.count("\n") == 1
+    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (least, least)), "env": os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}}
+    full = subprocess.run(command, **limit, capture_output=True, text=True)
+    assert full.returncode == 2 and "is full; make room" in full.stderr.splitlines()[-1] and "Traceback" not in full.stderr
     assert not list((tmp_path / "run").glob("*.part")) and evaluate.read_config(tmp_path / "run")["trained_epochs"] == 0
     assert subprocess.run([*command, "--resume"], capture_output=True).returncode == 0
     assert evaluate.read_config(tmp_path / "run")["trained_epochs"] == 1 and (tmp_path / "run" / "result.json").exists()
@@ -347,10 +364,24 @@ def test_a_warm_up_takes_a_tenth_of_the_epochs_at_most():
 
 def test_help_names_every_option_with_its_default():
     for method in METHODS:
-        text = printed(f"{method}.py", "--help")
-        for option in "pairs arm data root download image-size limit backbone epochs batch-size lr weight-decay seed device out resume without".split():
-            assert f"--{option}" in text
-        assert "on scenes" in text
+        text = " ".join(printed(f"{method}.py", "--help").split())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pairs, "parse", lambda *given: given)
+            parser, _, recipes = importlib.import_module(method).parse_args()
+        actions = [action for action in parser._actions if action.dest != "help"]
+        assert len(actions) > 25
+        for action in actions:
+            assert action.option_strings[0] in text
+            if action.nargs == 0 or action.dest == "device":  # a switch, off unless given; and whatever the machine has
+                continue
+            if action.dest in recipes["scenes"]:
+                shown = f"{recipes['scenes'][action.dest]} on scenes, {recipes['photographs'][action.dest]} on photographs"
+            elif action.default is None:  # it depends on other options, in words
+                shown = action.help.removesuffix("]").rsplit("[", 1)[1]
+            else:
+                shown = " ".join(f"{v:g}" for v in action.default) if isinstance(action.default, list) else action.default
+                shown = f"{shown:g}" if isinstance(shown, float) else shown
+            assert action.help.endswith(f"[{shown}]"), action.dest
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -360,6 +391,46 @@ def test_defaults_on_scenes_are_those_of_the_published_results(method):
     shared = now.keys() & published.keys() - {"image_size"}  # that of the scenes, there
     assert {k: now[k] for k in shared} == {k: published[k] for k in shared} and len(shared) > 25
     assert not published.keys() & {"lr", "epochs", "batch_size", "weight_decay", "crop_min", "jitter"} - shared
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_defaults_on_photographs_are_those_of_the_published_results(method):
+    published = json.loads((ROOT / "results" / "transfer" / "epochs60" / f"{method}-semantic-seed0" / "config.json").read_text())
+    now = vars(importlib.import_module(method).parse_args(["--pairs", "semantic", "--data", "cifar10-jpeg", "--device", "cpu"]))
+    other = {"image_size", "out", "backbone", "epochs", "limit"} | ({"temperature"} if method == "moco" else set())  # in those runs
+    shared = now.keys() & published.keys() - other
+    assert {k: now[k] for k in shared} == {k: published[k] for k in shared} and {"lr", "batch_size", "weight_decay", "crop_min", "jitter"} <= shared
+    assert (now["backbone"], now["epochs"]) == ("resnet18", 200) and now.get("temperature") == {"simclr": 0.5, "moco": 0.1}.get(method)
+
+
+def test_protocols_are_those_of_the_published_results(monkeypatch):
+    """Sizes of the probes' data, what was tried, kNN's constants, the options of detection: a change of one makes results/ obsolete."""
+    published = json.loads((ROOT / "results" / "scenes" / "simclr-semantic-scenes-seed0" / "result.json").read_text())
+    for data in ("scenes", "scenes-held-out"):
+        train, test = (pairs.load_images(data, split, 8) for split in ("train", "test"))
+        r = published["linear"][data]
+        assert (r["n_train"], r["n_test"], r["classes"], r["metric"]) == (len(train), len(test), len(train.classes), train.metric)
+        assert list(map(float, r["validation"])) == evaluate.L2_GRID
+    asked = []
+    monkeypatch.setattr(evaluate, "knn", lambda *features, **options: asked.append(options) or 0.5)
+    colours = pairs.ImageSet("t", torch.randint(0, 256, (300, 3, 8, 8), dtype=torch.uint8), torch.arange(300) % 2, ["a", "b"])
+    backbone, _ = evaluate.build_backbone("convnet", 8)
+    found = evaluate.judge(["knn"], backbone, backbone, colours, colours)["knn"]
+    shown = {key: published["knn"]["scenes"][key] for key in ("k", "temperature")}
+    assert asked == [shown] * 2 and found.items() >= shown.items()
+    assert evaluate.FINETUNE_LRS == [0.1, 0.01, 0.001, 0.0001]
+
+    def detect_run(run, data, device, init, kind, size, steps, batch_size, lr, rois, roi_size, seed):
+        asked.append({"kind": kind, "size": size, "steps": steps, "batch_size": batch_size, "lr": lr, "rois": rois, "roi_size": roi_size})
+        return "name", dict.fromkeys(("ap", "ap50", "ap75", "voc07_ap", "voc07_ap50", "voc07_ap75"), 0.0)
+
+    monkeypatch.setattr(evaluate, "detect_run", detect_run)
+    for data in ("scenes", "VOC2007"):
+        printed("evaluate.py", "detect", ".", "--data", data, "--device", "cpu")
+    detected = json.loads((ROOT / "results" / "detection" / "scenes" / "simclr-semantic-scenes-seed0" / "result.json").read_text())["detect"]["scenes, c4, init run, seed 0"]
+    assert asked[2].items() <= detected.items()
+    # MoCo, detection/: 24k steps of 16 images, short sides of 480 to 800 px, lr 0.02
+    assert asked[3] == {"kind": "c4", "size": list(range(480, 801, 32)), "steps": 24000, "batch_size": 16, "lr": 0.02, "rois": 512, "roi_size": 14}
 
 
 def test_blocks_that_the_scripts_share_are_equal():

@@ -136,13 +136,28 @@ def test_a_run_equals_a_loop_by_hand(method, optimizer, float64, monkeypatch):
 def test_batches_are_asked_of_the_training_images_under_view_1_and_view_2(method, monkeypatch):
     asked = []
     monkeypatch.setattr(pairs, "batches", lambda *a: asked.append(a) or ())
-    run = trained(method, monkeypatch, ["--blur", 0.1, 0.2, "--solarize", 0.3, 0.4, "--seed", 1])
+    run = trained(method, monkeypatch, ["--crop-min", 0.3, "--jitter", 0.1, 0.2, 0.3, 0.25, "--gray", 0.7, "--blur", 0.1, 0.2, "--solarize", 0.3, 0.4, "--seed", 1])
     images = pairs.scenes("train", 16, seed=1).images[: BATCH * STEPS // EPOCHS + 5]
     assert [epoch for _, epoch, *_ in asked] == [0, 1]
     for source, _, size, view1, view2, _, given in asked:
         assert (source.seed, size, view1, view2) == (1, BATCH, *run.views)
         assert torch.equal(given, images) and torch.equal(source.pool.images, images)
-    assert [(view.p_blur, view.p_solarize) for view in run.views] == [(0.1, 0.3), (0.2, 0.4)]
+    view = pairs.Augmentation(crop=(0.3, 1.0), p_flip=0.5, jitter=(0.1, 0.2, 0.3, 0.25), p_jitter=0.8, p_gray=0.7, p_blur=0.1, sigma=(0.1, 2.0), p_solarize=0.3)
+    assert list(run.views) == [view, pairs.replace(view, p_blur=0.2, p_solarize=0.4)]
+    torch.manual_seed(1)
+    backbone, _ = evaluate.build_backbone("convnet", 16)  # the same weights for all methods
+    assert all(torch.equal(a, b) for a, b in zip(backbone.parameters(), run.start.backbone.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("method", OPTIONS)
+def test_options_reach_the_network(method, monkeypatch):
+    """MoCo's parts of BatchNorm; SimSiam's residual blocks start as the identity, as in its official code, the others' do not."""
+    monkeypatch.setattr(pairs, "batches", lambda *_: ())
+    run = trained(method, monkeypatch, ["--backbone", "resnet18", *["--bn-splits", 4] * (method == "moco")])
+    last = [m.bn2.weight for m in run.start.backbone.modules() if hasattr(m, "bn2")]
+    assert len(last) == 8 and {w.abs().sum().item() for w in last} == ({0.0} if method == "simsiam" else {float(len(w)) for w in last})
+    parts = {m.parts for m in run.start.modules() if hasattr(m, "parts")}
+    assert parts == ({4} if method == "moco" else set())
 
 
 @pytest.mark.parametrize("method, loss", [("simclr", "nt_xent"), ("moco", "info_nce"), ("byol", "regression_loss"), ("simsiam", "negative_cosine")])
@@ -156,15 +171,19 @@ def test_networks_compute_in_bf16_and_losses_in_float32(method, loss, monkeypatc
     assert {p.dtype for p in run.model.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("method, heads", [
+HEAD, LAST = ["Linear", "BatchNorm1d", "ReLU", "Linear"], "BatchNorm1d"
+
+
+@pytest.mark.parametrize("method, layers, heads", [
     # projector, predictor; w the backbone's width, h hidden, d the embedding's. A BatchNorm has 2 weights a channel, without affine none
-    ("simclr", lambda w: (w * 40 + 2 * 40 + 40 * 24 + 2 * 24, 0)),
-    ("moco", lambda w: (w * 40 + 40 + 40 * 24 + 24, 0)),
-    ("byol", lambda w: (w * 40 + 40 + 2 * 40 + 40 * 24, 24 * 40 + 40 + 2 * 40 + 40 * 24)),
-    ("simsiam", lambda w: (w * 24 + 2 * 24 + 24 * 24, 24 * 40 + 2 * 40 + 40 * 24 + 24))])
-def test_heads_have_the_papers_layers(method, heads, monkeypatch):
+    ("simclr", ([*HEAD, LAST], []), lambda w: (w * 40 + 2 * 40 + 40 * 24 + 2 * 24, 0)),
+    ("moco", (["Linear", "ReLU", "Linear"], []), lambda w: (w * 40 + 40 + 40 * 24 + 24, 0)),
+    ("byol", (HEAD, HEAD), lambda w: (w * 40 + 40 + 2 * 40 + 40 * 24, 24 * 40 + 40 + 2 * 40 + 40 * 24)),
+    ("simsiam", ([*HEAD, LAST], HEAD), lambda w: (w * 24 + 2 * 24 + 24 * 24, 24 * 40 + 2 * 40 + 40 * 24 + 24))])
+def test_heads_have_the_papers_layers(method, layers, heads, monkeypatch):
     sizes = ["--embedding-dim", 24, "--bottleneck-dim", 40] if method == "simsiam" else ["--hidden-dim", 40, "--projection-dim", 24]
     model = trained(method, monkeypatch, sizes).model
     width = model.projector[0].in_features
-    count = lambda part: sum(p.numel() for p in part.parameters()) if part is not None else 0
-    assert (count(model.projector), count(getattr(model, "predictor", None))) == heads(width)
+    parts = model.projector, getattr(model, "predictor", nn.Sequential())
+    assert tuple(sum(p.numel() for p in part.parameters()) for part in parts) == heads(width)
+    assert tuple([type(layer).__name__ for layer in part] for part in parts) == layers
