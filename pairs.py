@@ -128,8 +128,8 @@ class Pairs:
     """A pool of images and the rule that makes pairs of them.
 
     kind: "augmented" | "semantic" | "list". For a list, `rows` (R, 2) holds image indices of its pairs.
-    false_pairs: the share of semantic partners that is drawn from another category instead.
-    semantic_share: the share of pairs that is semantic; the others are augmented.
+    false_pairs: the share of semantic partners that is drawn from another category instead, others in each epoch.
+    semantic_share: the share of pairs that is semantic, others in each epoch; the rest are augmented.
     """
 
     pool: ImageSet

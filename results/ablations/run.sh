@@ -29,6 +29,9 @@ list_runs() {
     done
   done
 }
+for run in runs/*-{share,false,without}*-scenes-seed[0-2] runs/simclr-*-{shufflenet_v2_x0_5,regnet_x_400mf}-scenes-seed[0-2]; do
+  [ ! -e "$run" ] || { echo "$run is there already: move it away first, a run is never overwritten" >&2; exit 2; }
+done
 mkdir -p runs
 list_runs | xargs -P 2 -L 1 "$python" > runs/ablations-output.txt 2>&1
 for run in runs/*-{share,false,without}*-scenes-seed[0-2] runs/simclr-*-{shufflenet_v2_x0_5,regnet_x_400mf}-scenes-seed[0-2]; do

@@ -7,12 +7,13 @@ set -e
 data=$1 python=${2:-.venv/bin/python}
 export OMP_NUM_THREADS=1
 printf '%s\n' augmented semantic | xargs -P 2 -I {} "$python" simclr.py --pairs {} --backbone resnet18 --image-size 72 --epochs 20 --out runs/resnet18-{} > runs-output.txt
-mv runs-output.txt results/detection/pretraining.txt  # only now: a changed file would mark the runs' commit as dirty
 for seed in 0 1 2; do
   echo "runs/resnet18-augmented --init run --seed $seed"
   echo "runs/resnet18-semantic --init run --seed $seed"
   echo "runs/resnet18-semantic --init random --seed $seed"
-done | xargs -P 2 -L 1 "$python" evaluate.py detect --size 224 --steps 300 --batch-size 4 --rois 32 --roi-size 7 --data "$data" --device cpu > results/detection/output.txt
+done | xargs -P 2 -L 1 "$python" evaluate.py detect --size 224 --steps 300 --batch-size 4 --rois 32 --roi-size 7 --data "$data" --device cpu > runs/detection.txt
+mv runs-output.txt results/detection/pretraining.txt  # only now: a changed file would mark the commit as dirty
+mv runs/detection.txt results/detection/output.txt
 for pairs in augmented semantic; do
   mkdir -p results/detection/simclr-$pairs
   cp runs/resnet18-$pairs/{config.json,result.json,log.jsonl} results/detection/simclr-$pairs/

@@ -19,7 +19,8 @@ import pairs
 *runs, file = sys.argv[1:]
 queries, nearest = 8, 6
 plt = pairs.pyplot()
-figure, axes = plt.subplots(queries, 2 * nearest + 3, figsize=(0.62 * (2 * nearest + 3), 0.66 * queries + 0.3))
+widths = [1, 0.4, *[1] * nearest, 0.4, *[1] * nearest]
+figure, axes = plt.subplots(queries, len(widths), figsize=(0.65 * sum(widths), 0.65 * queries + 0.3), gridspec_kw={"width_ratios": widths})
 for axis in axes.flat:
     axis.axis("off")
 
@@ -43,5 +44,5 @@ for arm, run in enumerate(runs):
     axes[0, 2 + arm * (nearest + 1)].set_title(f"{evaluate.arm_of(config)} pairs", loc="left", fontsize=9)
     print(f"{run}: {same:.3f} of the {nearest} nearest of all {len(scenes):,} images are of the image's category")
 axes[0, 0].set_title("image", loc="left", fontsize=9)
-figure.tight_layout(pad=0.3)
-figure.savefig(file, dpi=110)
+figure.subplots_adjust(left=0.005, right=0.995, bottom=0.01, top=0.945, wspace=0.06, hspace=0.06)
+figure.savefig(file, dpi=100)

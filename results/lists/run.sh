@@ -16,7 +16,9 @@ for seed in 0 1 2; do
   features="--by features --backbone-file runs/lists/simclr-augmented-seed$seed/backbone.pt --backbone convnet --show 50"
   "$python" pairs.py propose --data data/worlds/$seed/world --out data/worlds/$seed/mined.csv $features --ignore-labels
   "$python" pairs.py propose --data data/worlds/$seed/world --out data/worlds/$seed/near.csv $features
-  for list in mined near wrong; do "$python" pairs.py check data/worlds/$seed/$list.csv --data data/worlds/$seed/world | head -4; done
+  for list in mined near wrong; do  # the share of false pairs; which they are would be a line each
+    "$python" pairs.py check data/worlds/$seed/$list.csv --data data/worlds/$seed/world | grep -vE "^(reading images|line )"
+  done
 done >> runs/lists-output.txt
 for seed in 0 1 2; do
   row semantic semantic
@@ -33,4 +35,5 @@ for run in runs/lists/*; do
 done
 grep -vE '^epoch |^reading |features of|L2 strengths' runs/lists-output.txt > $out/output.txt
 cp data/worlds/0/mined-001.png $out/mined.png
+"$python" $out/neighbours.py runs/lists/simclr-{augmented,semantic}-seed0 $out/neighbours.png > $out/neighbours.txt
 "$python" $out/lists.py --summary $out > $out/summary.txt

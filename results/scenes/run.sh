@@ -10,16 +10,20 @@
 set -e
 python=${1:-.venv/bin/python}
 export OMP_NUM_THREADS=1
+for run in runs/{simclr,moco,byol,simsiam}-{augmented,semantic}-scenes-seed[0-4]; do
+  [ ! -e "$run" ] || { echo "$run is there already: move it away first, a run is never overwritten" >&2; exit 2; }
+done
 for seed in 0 1 2 3 4; do
   for method in simclr moco byol simsiam; do
     for pairs in augmented semantic; do
       echo "$method.py --pairs $pairs --seed $seed"
     done
   done
-done | xargs -P 2 -L 1 "$python" > runs-output.txt 2>&1  # not below results yet: a changed file there would mark the runs' commit as dirty
+done | xargs -P 2 -L 1 "$python" > runs-output.txt 2>&1  # nothing below results yet: a changed file there would mark the commit as dirty
+printf '%s\n' runs/{simclr,moco,byol,simsiam}-{augmented,semantic}-scenes-seed[0-4] | xargs -P 2 -I {} "$python" evaluate.py transfer {} --data scenes-shifted > runs/shifted.txt
+"$python" evaluate.py invariance runs/{simclr,moco,byol,simsiam}-{augmented,semantic}-scenes-seed[0-4] --picture runs/invariance.png > runs/invariance.txt
 mv runs-output.txt results/scenes/output.txt
-printf '%s\n' runs/{simclr,moco,byol,simsiam}-{augmented,semantic}-scenes-seed[0-4] | xargs -P 2 -I {} "$python" evaluate.py transfer {} --data scenes-shifted > results/scenes/shifted.txt
-"$python" evaluate.py invariance runs/{simclr,moco,byol,simsiam}-{augmented,semantic}-scenes-seed[0-4] --picture results/scenes/invariance.png > results/scenes/invariance.txt
+mv runs/shifted.txt runs/invariance.{txt,png} results/scenes/
 for run in runs/{simclr,moco,byol,simsiam}-{augmented,semantic}-scenes-seed[0-4]; do
   mkdir -p "results/scenes/$(basename "$run")"
   cp "$run"/{config.json,result.json,log.jsonl} "results/scenes/$(basename "$run")/"

@@ -12,6 +12,9 @@
 set -e
 cifar=$1 clothes=$2 python=${3:-.venv/bin/python}
 export OMP_NUM_THREADS=1
+for run in runs/{simclr,moco,byol,simsiam}-*-"$(basename "$cifar")"-seed[0-4]; do
+  [ ! -e "$run" ] || { echo "$run is there already: move it away first, a run is never overwritten" >&2; exit 2; }
+done
 commands() {  # of 40 runs: epochs, and a folder for the runs if not the usual one
   for seed in 0 1 2 3 4; do
     for method in simclr moco byol simsiam; do
@@ -52,8 +55,9 @@ architecture() {  # of 6 runs: SimCLR with ShuffleNetV2 (x0.5) instead of the co
     done
   done
 }
-judge() {  # a folder for results, then runs. Nothing below results changes before the last is evaluated: it would mark their commit as dirty
-  to=$1
+kept=runs/kept  # what goes to results, at the end: a changed file there would mark the commit of later runs as dirty
+judge() {  # a folder of results, then runs
+  to=$kept/$1
   shift
   for run in "$@"; do
     "$python" evaluate.py transfer "$run" --data "$clothes" >> runs-output.txt
@@ -65,36 +69,39 @@ judge() {  # a folder for results, then runs. Nothing below results changes befo
   # lines of the training log are in log.jsonl
   grep -vE '^epoch |^reading |features of|L2 strengths' runs-output.txt > "$to/output.txt"
 }
+compare() {  # a folder of results, then runs and options
+  "$python" evaluate.py compare "${@:2}" --out "$1"
+}
+both=(--measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")")
+here=results/transfer long=results/transfer/epochs60 off=results/transfer/without few=results/transfer/curation arch=results/transfer/architecture
 commands 20 | xargs -P 2 -L 1 "$python" > runs-output.txt
-judge results/transfer runs/{simclr,moco,byol,simsiam}-*-"$(basename "$cifar")"-seed[0-4]
-"$python" evaluate.py compare results/transfer/{simclr,moco,byol,simsiam}-*-seed[0-4] --out results/transfer
+judge $here runs/{simclr,moco,byol,simsiam}-*-"$(basename "$cifar")"-seed[0-4]
 
 # Three times as long. Three seeds were planned; SimCLR was given five after its seed 0 had been seen, the others after their
 # seeds 0 to 2. SimCLR's runs come from commit ae35256, the others from e70865e; MoCo's seeds 0 to 2 were made by both, with
 # accuracies equal to the three digits printed.
-long=results/transfer/epochs60
 commands 60 runs/epochs60 | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $long runs/epochs60/*
-"$python" evaluate.py compare $long/{simclr,moco,byol,simsiam}-* --out $long
 
 # Without colour, without crops and without any augmentation: planned before the first was run, and not added to. Commit 009aa69,
 # which also made seed 0 of the 60 epochs again (again.txt): accuracies equal to the three digits printed.
-off=results/transfer/without
 without | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $off runs/epochs60-without/*
-"$python" evaluate.py compare $long/simclr-*-seed[0-2] $off/simclr-*-without-{crop,jitter-gray,crop-flip-jitter-gray}-seed[0-2] --by without --measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")" --out $off
 
 # How few semantic pairs, and how clean? Planned before the first was run, and not added to. These runs, of commit b205906, were made
 # on a machine that computes in float32 (45 minutes each), the ones that they stand beside in bf16: hence seed 0 of those once more, in
 # float32 (commit dc1590c).
-few=results/transfer/curation
 curation | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $few runs/epochs60-curation/*
-"$python" evaluate.py compare $long/simclr-*-seed[0-2] $few/simclr-{share,false}*-seed[0-2] --measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")" --out $few
-"$python" evaluate.py compare $few/simclr-*-seed0 --measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")" --out $few/float32  # all in float32
 
 # With another architecture. Planned before the first was run: three seeds, whatever they show. Not run to the end yet: no results here.
-arch=results/transfer/architecture
 architecture | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $arch runs/epochs60-shufflenet/*
-"$python" evaluate.py compare $long/simclr-*-seed[0-2] $arch/simclr-*-seed[0-2] --by backbone --measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")" --out $arch
+
+cp -r $kept/results .
+compare $here $here/{simclr,moco,byol,simsiam}-*-seed[0-4]
+compare $long $long/{simclr,moco,byol,simsiam}-*
+compare $off $long/simclr-*-seed[0-2] $off/simclr-*-without-{crop,jitter-gray,crop-flip-jitter-gray}-seed[0-2] --by without "${both[@]}"
+compare $few $long/simclr-*-seed[0-2] $few/simclr-{share,false}*-seed[0-2] "${both[@]}"
+compare $few/float32 $few/simclr-*-seed0 "${both[@]}"  # all in float32
+compare $arch $long/simclr-*-seed[0-2] $arch/simclr-*-seed[0-2] --by backbone "${both[@]}"
