@@ -26,7 +26,7 @@ for axis in axes.flat:
 
 
 def show(axis, image, framed=False):
-    axis.imshow(image.permute(1, 2, 0))
+    axis.imshow(image.permute(1, 2, 0), interpolation="nearest")
     if framed:
         axis.add_patch(plt.Rectangle((-0.5, -0.5), *image.shape[1:], fill=False, edgecolor="tab:green", linewidth=3))
 
