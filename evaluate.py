@@ -393,8 +393,8 @@ def judge(heads, trained, untrained, train, test, val=None, **options):
             if head == "finetune":
                 found = fine_tune(backbone, both, test, split, **options)
             elif head == "knn":
-                options_of_knn = {"k": min(200, len(y)), "temperature": 0.1}
-                found = {"accuracy": knn(x, y, test_x, test_y, **options_of_knn)} | options_of_knn
+                settings = {"k": min(200, len(y)), "temperature": 0.1}
+                found = {"accuracy": knn(x, y, test_x, test_y, **settings)} | settings
             else:
                 found = linear_probe(x, y, test_x, test_y, len(train.classes), split=split, metric=train.metric)
             if which == "trained":
