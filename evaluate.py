@@ -465,11 +465,11 @@ def fine_tune(backbone, train, test, split=None, fraction=1.0, steps=1000, batch
 def build_detector(backbone, classes, kind="c4", size=(800,), rois=512, roi_size=14):
     """Faster R-CNN of torchvision on a backbone: all its layers train, also if they were frozen, BatchNorm included (MoCo, detection/).
 
-    kind "c4": proposals and RoIAlign on the feature map before the last stage; the last stage, a BatchNorm and
-    the mean over positions are the box head (He et al. 2016; MoCo's R50-C4 with its extra BatchNorm). "fpn": a
-    feature pyramid of all stages and two linear layers (Lin et al. 2017). size: short sides; each
-    training image draws one, testing takes the last, with which the anchors (32 ... 512 px at 800 px) scale. rois: RoIs in an
-    image's box loss; at test time as many proposals, at least 100. Raises UserError for backbones other than ResNets and convnet.
+    kind "c4": proposals and RoIAlign on the feature map before the last stage; the last stage, a BatchNorm and the mean over
+    positions are the box head (He et al. 2016; MoCo's R50-C4 with its extra BatchNorm). "fpn": a feature pyramid of all stages
+    and two linear layers (Lin et al. 2017). size: short sides; each training image draws one, testing takes the last, with which
+    the anchors (32 ... 512 px at 800 px) scale. rois: RoIs in an image's box loss; at test time as many proposals, at least 100.
+    Raises UserError for backbones other than ResNets and convnet.
     """
     vision = torchvision.models.detection
     backbone.requires_grad_(True)

@@ -230,6 +230,34 @@ def test_a_detector_is_given_the_runs_backbone_or_a_new_one_and_the_runs_world(t
     assert "note: the CIFAR stem" in capsys.readouterr().out
 
 
+def test_a_detector_is_trained_on_training_images_and_tested_on_test_images(tmp_path, monkeypatch):
+    evaluate.write_json(tmp_path / "config.json", {"backbone": "convnet", "image_size": 32, "seed": 3})
+    backbone, (train, test), used = evaluate.build_backbone("convnet", 32)[0], [pairs.detection_scenes(s, 2, 32) for s in ("train", "test")], []
+    monkeypatch.setattr(pairs, "load_boxes", lambda *_: (train, test))
+    monkeypatch.setattr(evaluate, "load_backbone", lambda run: (backbone, backbone))
+    monkeypatch.setattr(evaluate, "train_detector", lambda model, data, *options: used.append((data, options)))
+    monkeypatch.setattr(evaluate, "detect", lambda model, data: used.append(data) or [found_of(boxes(), [])] * 2)
+    monkeypatch.setattr(evaluate, "draw_detections", lambda *_: None)
+    evaluate.detect_run(tmp_path, ["scenes"], torch.device("cpu"), "run", "c4", [32], 6, 4, 0.1, 8, 7, 5)
+    assert used[0][0] is train and used[0][1] == (6, 4, 0.1, 5) and used[1] is test
+
+
+def test_detectors_take_their_options_and_ap75_is_that_of_0_75():
+    model = evaluate.build_detector(evaluate.build_backbone("convnet", 32)[0], 2, "c4", [96, 128], rois=8)
+    assert model.transform.min_size == (96, 128) and model.roi_heads.fg_bg_sampler.batch_size_per_image == 8
+    data = pairs.BoxSet("", [None], [torch.tensor([(0.0, 0, 10, 10)])], [torch.tensor([0])], [torch.tensor([False])], ["a"])
+    metrics = evaluate.box_metrics(data, [found_of(boxes((1.6, 0, 11.6, 10)), [0.9])])  # IoU 0.724
+    assert metrics["ap75"] == metrics["voc07_ap75"] == 0 and metrics["ap"] == pytest.approx(0.5)
+
+
+def test_a_detectors_order_depends_on_its_seed():
+    data, seen = pairs.detection_scenes("train", 8, 32), {}
+    for seed in (0, 1):
+        evaluate.train_detector(OneWeight(lambda w, images, targets: seen.setdefault(seed, []).append(images) or {"loss": w}), data, 2, 4, 0.1, seed)
+    first = [torch.stack(sum(map(list, seen[seed]), [])) for seed in (0, 1)]
+    assert not torch.equal(*first)
+
+
 def test_classes_of_any_name_are_shown_as_they_are(tmp_path):
     data = pairs.replace(pairs.detection_scenes("test", 2, 32), classes=["$5_to_$_x", *"bcde"])
     evaluate.draw_detections(tmp_path / "d.png", data, [found_of(boxes(), [])] * 2)

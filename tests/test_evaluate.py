@@ -1,5 +1,6 @@
 """Evaluate: heads on cases worked by hand, the frozen backbone, collapse signals, the run folder."""
 
+import argparse
 import copy
 import json
 import math
@@ -194,6 +195,15 @@ def test_probe_chooses_its_strength_on_training_images_alone():
     assert a["validation"][a["l2"]] == max(a["validation"].values())
 
 
+def test_weak_regularisation_is_fitted_to_its_end():
+    torch.manual_seed(0)
+    x, y = torch.randn(300, 60, dtype=torch.float64), torch.randint(3, (300,))
+    x = x + 3 * x[:, :1]  # correlated
+    w = evaluate.logistic_regression(x, y, 3, 1e-6).requires_grad_()
+    loss = nn.functional.cross_entropy(x @ w[:-1] + w[-1], y) + 0.5e-6 * w[:-1].square().sum()
+    assert torch.autograd.grad(loss, w)[0].abs().max() < 5e-4
+
+
 def test_a_probe_does_not_depend_on_the_scale_and_offset_of_features():
     torch.manual_seed(0)
     scale, offset = torch.logspace(-2, 2, 12), torch.linspace(-5, 5, 12)
@@ -360,6 +370,28 @@ def test_fine_tuning_trains_all_layers_and_batchnorm_also_of_a_frozen_backbone_a
     assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * step / 4)) for step in range(4)] * 3)
 
 
+def test_fine_tuning_is_fitted_on_all_rows_and_draws_its_share_anew_for_each_seed(monkeypatch):
+    train, (backbone, width), fitted = labelled(40, 0), evaluate.build_backbone("convnet", 16), []
+    monkeypatch.setattr(evaluate, "fit_all_layers", lambda backbone, train, rows, *_: fitted.append(rows.tolist()) or nn.Sequential(backbone, nn.Linear(width, 2)))
+    split = evaluate.a_fifth(train.labels)
+    for fraction, seed in ((1, 0), (0.25, 0), (0.25, 1)):
+        evaluate.fine_tune(backbone, train, train, split, fraction=fraction, seed=seed, lrs=[0.1])
+    assert list(map(len, fitted)) == [32, 40, 8, 10, 8, 10] and sorted(fitted[1]) == list(range(40))
+    assert set(fitted[3]) != set(fitted[5])
+
+
+def test_fine_tunings_optimiser_and_crops(monkeypatch):
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    seen, views, augment = [], [], pairs.augment
+    monkeypatch.setattr(pairs, "augment", lambda images, view, generator: views.append(view) or augment(images, view, generator))
+    handle = register_optimizer_step_pre_hook(lambda solver, *_: seen.append(solver.param_groups[0].copy()))
+    evaluate.fit_all_layers(mean_color(), labelled(8, 0), torch.arange(8), 0.1, 1, 4, 0, "")
+    handle.remove()
+    assert (seen[0]["momentum"], seen[0]["nesterov"], seen[0]["weight_decay"]) == (0.9, True, 0)
+    assert views == [pairs.Augmentation(crop=(0.5, 1.0), p_flip=0.5, p_jitter=0, p_gray=0)]
+
+
 def test_fine_tuning_learns_on_a_share_of_the_labels_and_leaves_the_backbone():
     torch.manual_seed(0)
     backbone, _ = evaluate.build_backbone("convnet", 16)
@@ -447,6 +479,31 @@ def test_shares_are_those_of_the_trained_and_of_the_untrained_backbone(tmp_path,
     assert found["share"] < 1e-3 and found["untrained"] > 0.1  # the mean colour stays, the pixels move
 
 
+def test_transformations_have_the_strengths_that_they_say(monkeypatch):
+    images = torch.randint(0, 256, (20, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    patch = evaluate.transform_images(images, "patch", pairs.Augmentation(), pairs.stream(0))
+    assert ((patch != images).any(1).flatten(1).sum(1) == 64).all()
+    asked, uniform = [], pairs.uniform
+    monkeypatch.setattr(pairs, "uniform", lambda *given: asked.append(given[:2]) or uniform(*given))
+    evaluate.transform_images(images, "rotation", pairs.Augmentation(), pairs.stream(0))
+    assert asked[-1] == (-math.pi / 6, math.pi / 6)
+
+
+def test_invariance_is_of_test_images_of_the_runs_world_and_view(tmp_path, monkeypatch):
+    import simclr
+
+    config = vars(simclr.parse_args(["--seed", "3", "--crop-min", "0.7", "--jitter", "0.1", "0.1", "0.1", "0.1"]))
+    evaluate.write_json(tmp_path / "config.json", config | {"method": "simclr", "image_size": 16})
+    asked, nothing = [], (torch.arange(4) % 2, labelled(4, 0).images, {})
+    monkeypatch.setattr(evaluate, "load_backbone", lambda run: (mean_color(), mean_color()))
+    monkeypatch.setattr(evaluate, "load_splits", lambda *given: asked.append(given[-1]) or [labelled(40, 0)])
+    monkeypatch.setattr(evaluate, "scene_changes", lambda *given: asked.append(given) or nothing)
+    monkeypatch.setattr(evaluate, "image_changes", lambda found, *given: asked.append(given) or nothing)
+    evaluate.invariance_run(tmp_path, torch.device("cpu"))
+    view, _ = pairs.make_views(argparse.Namespace(**config), 16)
+    assert asked == [["test"], (3, 16), (view, 3)]
+
+
 # -- collapse signals
 
 
@@ -498,6 +555,13 @@ def test_a_run_does_not_go_on_with_other_files(tmp_path):
         make_run(tmp_path, files=8, resume=True)
 
 
+def test_a_run_does_not_go_on_with_another_seed_or_other_pairs(tmp_path):
+    make_run(tmp_path)
+    for name, value in (("seed", 1), ("pairs", "semantic"), ("skip_bad", True)):
+        with pytest.raises(UserError, match=f"--resume: {name} was"):
+            make_run(tmp_path, resume=True, **{name: value})
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path):
     run = make_run(tmp_path)
     kept = (run.folder / "checkpoint.pt").read_bytes()
@@ -525,6 +589,21 @@ def test_checkpoints_are_written_when_the_last_is_old_and_at_the_end(tmp_path):
     assert saved() == 4 and not (run.folder / "result.json").exists()
     versions = {"git_commit": evaluate.git_commit(), "torch": torch.__version__}
     assert evaluate.read_json(run.folder / "result-epoch2.json") == {"knn": {"t": {"accuracy": 0.1} | versions}}
+
+
+def test_the_log_keeps_all_lines_up_to_the_checkpoint_and_says_the_rates_of_its_epoch(tmp_path):
+    run = make_run(tmp_path)
+    run.rates = lambda epoch: {"semantic_rate": epoch}
+    logged = lambda: [json.loads(line) for line in open(run.folder / "log.jsonl")]
+    for step in range(4):
+        run.printed = time.time() + 60  # no line before the end of an epoch
+        run.log(step // 2, torch.tensor(1.0), 0.1, torch.randn(4, 8))
+        if step == 1:
+            run.saved = 0
+            run.save(1)
+    assert [(line["step"], line["semantic_rate"]) for line in logged()] == [(2, 0), (4, 1)]
+    make_run(tmp_path, resume=True)
+    assert [line["step"] for line in logged()] == [2]
 
 
 def test_a_run_that_goes_on_elsewhere_says_so(tmp_path, monkeypatch, capsys):
@@ -565,6 +644,32 @@ def test_a_result_belongs_to_the_weights_that_it_was_computed_from(tmp_path, cap
     evaluate.add_results(run.folder, {"knn": {"t": {"accuracy": 0.1}}}, config)
     assert "was trained further meanwhile; what its weights after epoch 2 gave" in capsys.readouterr().out
     assert evaluate.read_json(run.folder / "result-epoch2.json")["knn"]["t"]["accuracy"] == 0.1 and not (run.folder / "result.json").exists()
+
+
+def test_a_result_is_of_the_trained_backbone_and_of_the_epoch_that_was_read(tmp_path, monkeypatch):
+    config = {"seed": 0, "trained_epochs": 2, "epochs": 2}
+    evaluate.write_json(tmp_path / "config.json", config)
+    blind = mean_color()
+    nn.init.zeros_(blind[2].weight)
+    monkeypatch.setattr(evaluate, "load_backbone", lambda run: (mean_color(), blind))
+
+    def load_splits(*_):
+        evaluate.write_json(tmp_path / "config.json", config | {"trained_epochs": 4})  # the run goes on meanwhile
+        return labelled(60, 0), labelled(20, 2), None
+
+    monkeypatch.setattr(evaluate, "load_splits", load_splits)
+    r = evaluate.evaluate_run(tmp_path, ["knn"], ["d"], torch.device("cpu"))["knn"]["colours"]
+    assert (r["accuracy"], r["untrained"]) == (1, 0.5)
+    assert evaluate.read_json(tmp_path / "result-epoch2.json")["knn"]["colours"]["accuracy"] == 1 and not (tmp_path / "result.json").exists()
+
+
+def test_the_untrained_backbone_is_that_of_the_runs_seed_and_options(tmp_path):
+    torch.manual_seed(3)
+    start, _ = evaluate.build_backbone("resnet18", 16, zero_init_residual=True)
+    evaluate.write_json(tmp_path / "config.json", {"seed": 3, "backbone": "resnet18", "image_size": 16, "zero_init_residual": True})
+    torch.save(start.state_dict(), tmp_path / "backbone.pt")
+    _, untrained = evaluate.load_backbone(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(start.parameters(), untrained.parameters(), strict=True))
 
 
 def test_a_result_that_is_replaced_by_another_is_kept(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import shutil
 import subprocess
 import sys
 import zlib
@@ -275,6 +276,13 @@ def test_a_list_says_what_to_keep(tmp_path):
     (tmp_path / "list.csv").write_text("image_a,image_b,keep\na,b,perhaps\n")
     with pytest.raises(UserError, match="line 2: keep is perhaps"):
         pairs.read_rows(tmp_path / "list.csv")
+
+
+def test_the_limit_counts_the_rows_that_are_kept(tmp_path):
+    for i in range(4):
+        Image.new("RGB", (16, 16), (50 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    (tmp_path / "l.csv").write_text("image_a,image_b,keep\n0.png,1.png,0\n1.png,2.png,1\n2.png,3.png,1\n")
+    assert len(pairs.read_pair_list(tmp_path / "l.csv", limit=2)) == 2
 
 
 def test_a_lists_false_pairs_are_counted(tmp_path):
@@ -580,6 +588,30 @@ def noisy(folder, n=40, side=24):
     return sorted(folder.iterdir())
 
 
+def test_labels_and_pairs_stay_with_their_images_when_some_are_left_out(tmp_path):
+    for c, name in enumerate("ab"):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        for i in range(5):
+            Image.new("RGB", (16, 16), (i, c, 0)).save(tmp_path / "d" / name / f"{i}.png")
+    (tmp_path / "d" / "a" / "1.png").write_bytes(b"")
+    (tmp_path / "l.csv").write_text("image_a,image_b\na/0.png,a/1.png\na/0.png,a/2.png\nb/1.png,b/2.png\nb/3.png,a/3.png\n")
+    for cache in (None, tmp_path / "c"):  # with a cache the kept images are in another order
+        found = pairs.load_images(str(tmp_path / "d"), skip_bad=True, cache=cache)
+        assert len(found) == 7 and torch.equal(found.labels, found.images[:, 1, 0, 0].long())
+        source = pairs.read_pair_list(tmp_path / "l.csv", tmp_path / "d", skip_bad=True, cache=cache)
+        assert torch.equal(source.pool.labels, source.pool.images[:, 1, 0, 0].long())
+        assert source.pool.images[source.rows][..., :2, 0, 0].tolist() == [[[0, 0], [2, 0]], [[1, 1], [2, 1]], [[3, 1], [3, 0]]]
+
+
+def test_copies_are_those_within_four_levels_and_large_images_are_scaled_to_224(tmp_path):
+    thumbnail, other = torch.zeros(64), torch.zeros(64)
+    for value, alike in ((3.9, True), (4.1, False)):
+        other[7] = value
+        assert pairs.near_identical(thumbnail, other) == alike
+    Image.new("RGB", (300, 260)).save(tmp_path / "a.png")
+    assert pairs.natural_size([tmp_path / "a.png"]) == 224 and pairs.decode([tmp_path / "a.png"], 1, None, "")[0].shape[2:] == (224, 224)
+
+
 def test_the_cache_holds_what_decoding_gives_and_decodes_once(tmp_path, monkeypatch):
     files = noisy(tmp_path / "d")
     expected, _ = pairs.decode(files, 40, 16, "")
@@ -606,6 +638,19 @@ def test_an_array_larger_than_the_memory_is_mapped(tmp_path):
     del images
     (tmp_path / "images.bin").unlink()  # not to be kept: a copy of it may take all of its length
     assert not ends.any()
+
+
+def test_lists_of_files_do_not_share_a_cache(tmp_path):
+    """Folders of one name, with files of equal names, sizes and times; and one folder's files in another order."""
+    for folder in ("x", "y"):
+        (tmp_path / folder / "d").mkdir(parents=True)
+        for i in range(3):
+            Image.new("RGB", (8, 8), (i, ord(folder), 0)).save(tmp_path / folder / "d" / f"{i}.bmp")
+            os.utime(tmp_path / folder / "d" / f"{i}.bmp", (1, 1))
+        files = sorted((tmp_path / folder / "d").iterdir())
+        for paths in (files, files[::-1]):
+            images, _ = pairs.cached(paths, 3, 8, "", cache=tmp_path / "c")
+            assert torch.equal(images, pairs.decode(paths, 3, 8, "")[0])
 
 
 def test_a_changed_source_is_decoded_anew(tmp_path, capsys):
@@ -696,6 +741,16 @@ def test_a_killed_build_goes_on_and_ends_equal(tmp_path):
     assert torch.equal(images, pairs.decode(files, 600, 64, "")[0])
 
 
+def test_a_killed_build_of_small_images_loses_none(tmp_path):
+    files = noisy(tmp_path / "d")
+    code = ("import os, sys, pathlib, pairs\nopened, seen = pairs.open_image, []\n"
+            "pairs.open_image = lambda path: seen.append(path) or (os._exit(9) if len(seen) > 20 else opened(path))\n"
+            "pairs.cached(sorted(pathlib.Path(sys.argv[1]).iterdir()), 40, 16, '', cache=sys.argv[2])\n")
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "d", tmp_path / "c"], cwd=Path(pairs.__file__).parent)
+    assert done.returncode == 9
+    assert torch.equal(pairs.cached(files, 40, 16, "", cache=tmp_path / "c")[0], pairs.decode(files, 40, 16, "")[0])
+
+
 def test_streamed_batches_are_those_of_images_in_memory():
     source = pairs.make_pairs("semantic", pool(torch.arange(64) % 4), 0)
     anchor, partner = source.epoch(0)
@@ -767,6 +822,21 @@ def test_neighbours_of_many_images_are_those_of_plain_loops():
             assert found[i] == next((j for j in nearest if (i + j) % 3), nearest[0])
     with pytest.raises(ValueError, match="one image"):
         pairs.nearest_partners(h[:3], torch.tensor([0, 0, 1]))
+
+
+def test_proposals_by_features_skip_copies_cross_classes_if_asked_and_depend_on_the_seed(tmp_path):
+    folder, pixels = two_colours(tmp_path / "d"), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(768))
+    red, blue = folder / "train" / "red", folder / "train" / "blue"
+    shutil.copy(red / "00.png", red / "copy.png")
+    like = np.array(Image.open(red / "01.png"))
+    like[:4, :4] = 0
+    Image.fromarray(like).save(blue / "like.png")
+    partners = lambda **options: {row["image_a"]: row["image_b"] for row in pairs.propose(folder, **options)}
+    by = lambda **options: partners(by="features", backbone=pixels, image_size=16, **options)
+    assert by()["train/red/00.png"] != "train/red/copy.png"
+    assert by()["train/red/01.png"].startswith("train/red/") and by(ignore_labels=True)["train/red/01.png"] == "train/blue/like.png"
+    one, other = partners(seed=0), partners(seed=1)
+    assert list(one) != list(other) and one != other  # the order, and the partners
 
 
 def test_a_list_is_proposed_from_the_cache_and_checked_by_several_processes(tmp_path):
@@ -1104,6 +1174,31 @@ def test_a_set_without_a_split_of_its_own_gets_thirty_a_class(monkeypatch):
     with pytest.raises(UserError, match="1 of .* cannot be read: caltech101 .*, image .*: not an image"):
         [pairs.load_images("caltech101", split) for split in ("train", "test")]
     assert sum(len(pairs.load_images("caltech101", split, skip_bad=True)) for split in ("train", "test")) == 74
+
+
+def test_sun397_is_fifty_images_a_class_whatever_the_disks_order(monkeypatch):
+    import torchvision
+
+    shown = []
+    for step in (1, 7):  # the same files in two orders
+        class Fake:
+            classes = ["abbey", "zoo"]
+
+            def __init__(self, root, download):
+                self.number = [i * step % 240 for i in range(240)]
+                self._image_files, self._labels = [f"{n:03d}.jpg" for n in self.number], [n // 120 for n in self.number]
+
+            def __len__(self):
+                return 240
+
+            def __getitem__(self, i):
+                return Image.new("RGB", (8, 8), (self.number[i], 0, 0)), self._labels[i]
+
+        monkeypatch.setattr(torchvision.datasets, "SUN397", Fake)
+        train, test = (pairs.load_images("sun397", split) for split in ("train", "test"))
+        assert train.labels.bincount().tolist() == test.labels.bincount().tolist() == [50, 50]
+        shown.append(torch.cat([train.images, test.images])[:, 0, 0, 0].tolist())
+    assert shown[0] == shown[1] and len(set(shown[0])) == 200
 
 
 def voc_folder(folder, lists, n=10):
