@@ -1192,7 +1192,8 @@ def detect_run(run, data, device, init, kind, size, steps, batch_size, lr, rois,
     if init == "random":
         backbone, _ = build_backbone(config["backbone"], config["image_size"])
     if isinstance(getattr(backbone, "maxpool", None), nn.Identity):
-        print(f"note: the CIFAR stem of a backbone for images up to 64 px makes maps of 4 times the side: --size {max(32, size[-1] // 4)} costs what {size[-1]} does with the ImageNet stem", flush=True)
+        print("note: the CIFAR stem of a backbone for images up to 64 px makes maps of 4 times the side: "
+              f"--size {max(32, size[-1] // 4)} costs what {size[-1]} does with the ImageNet stem", flush=True)
     model = build_detector(backbone, len(train.classes), kind, size, rois, roi_size).to(device)
     print(f"{kind} detector, init {init}: {len(train)} training and {len(test)} test images of {train.name}, {len(train.classes)} classes", flush=True)
     train_detector(model, train, steps, batch_size, lr, seed)

@@ -15,8 +15,7 @@ for fraction in 0.1 1; do
   done
 done | xargs -P 2 -L 1 "$python" > runs/finetune.txt
 for run in runs/lists/simclr-{augmented,semantic}-seed[0-2]; do
-  mkdir -p $out/"$(basename "$run")"
-  cp "$run"/{config.json,result.json,log.jsonl} $out/"$(basename "$run")"/
+  cp "$run/result.json" "results/lists/$(basename "$run")/"  # beside what that folder has of the run
 done
 grep -vE '^fine-tuning|^classifying' runs/finetune.txt > $out/output.txt
-"$python" evaluate.py compare $out/simclr-*-seed[0-2] --measure "finetune scenes-held-out, 0.1 of the labels" "finetune scenes-held-out, 1 of the labels" "transfer scenes-held-out" --out $out
+"$python" evaluate.py compare results/lists/simclr-{augmented,semantic}-seed[0-2] --measure "finetune scenes-held-out, 0.1 of the labels" "finetune scenes-held-out, 1 of the labels" "transfer scenes-held-out" --out $out
