@@ -4,7 +4,6 @@
 # that they stand beside, nothing changed, are those of results/scenes. From the repository's root:
 #     bash results/ablations/run.sh [python]
 # MoCo's runs are of commit ae35256, torch 2.14 (output-moco.txt); the others of f5ed5ca, torch 2.15.
-# MoCo without colour, semantic pairs, seeds 0 to 2, was then 0.837, 0.894, 0.743.
 set -e
 python=${1:-.venv/bin/python}
 export OMP_NUM_THREADS=1

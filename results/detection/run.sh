@@ -3,6 +3,7 @@
 # pairs, or not at all; three seeds of the detector. Two runs at a time, one thread each: 26 minutes for each
 # pretraining, 6 for each detector, on two cores. From the repository's root, with the data set's folder:
 #     bash results/detection/run.sh bccd-voc [python]
+# The runs here are of commit 2c408b3, from before --out was given: pretraining.txt names other folders.
 set -e
 data=$1 python=${2:-.venv/bin/python}
 export OMP_NUM_THREADS=1

@@ -2,7 +2,7 @@
 # Fine-tuning of all layers on the 20 held-out categories of scenes, with all of their 200 labelled images and with a tenth of them (one
 # of each category); SimCLR with either kind of pairs, seeds 0 to 2, and the same from a random start. The runs are those that
 # results/lists/run.sh has left in runs/lists. 200 steps, as a thousand would take an hour and a half. Two at a time, one thread each:
-# twenty minutes. From the repository's root:
+# about twenty minutes. The fine-tunings here are of commit 952fe7c. From the repository's root:
 #     bash results/finetune/run.sh [python]
 set -e
 python=${1:-.venv/bin/python} out=results/finetune

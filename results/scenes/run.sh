@@ -28,4 +28,5 @@ for run in runs/{simclr,moco,byol,simsiam}-{augmented,semantic}-scenes-seed[0-4]
   mkdir -p "results/scenes/$(basename "$run")"
   cp "$run"/{config.json,result.json,log.jsonl} "results/scenes/$(basename "$run")/"
 done
+cp runs/byol-semantic-scenes-seed0/pairs.png results/scenes/
 "$python" evaluate.py compare results/scenes/{simclr,moco,byol,simsiam}-*-scenes-seed[0-4] --out results/scenes

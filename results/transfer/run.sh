@@ -6,9 +6,7 @@
 # runs, an hour a pair in float32. From the repository's root, with the two data sets' folders of class folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 # SimCLR's runs here come from commit a3cbafd (output.txt), the others' from a later one (output-others.txt, with the trials of moco-recipe.txt).
-# Since then all 8 parts of MoCo's batch together move BatchNorm's running statistics as much as one batch does. Seed 0 run again
-# (float32 on another machine): CIFAR-10 linear probe 0.513 augmented and 0.485 semantic (before: 0.511, 0.493), kNN 0.440, 0.416
-# (0.439, 0.417), clothes 0.465, 0.395 (0.444, 0.427).
+# Since then all 8 parts of MoCo's batch together move BatchNorm's running statistics as much as one batch does.
 set -e
 cifar=$1 clothes=$2 python=${3:-.venv/bin/python}
 export OMP_NUM_THREADS=1
@@ -84,12 +82,12 @@ commands 60 runs/epochs60 | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $long runs/epochs60/*
 
 # Without colour, without crops and without any augmentation: planned before the first was run, and not added to. Commit 009aa69,
-# which also made seed 0 of the 60 epochs again (again.txt): accuracies equal to the three digits printed.
+# which also made seed 0 of the 60 epochs again (again.txt, with --out runs/again/...): accuracies equal to the three digits printed.
 without | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $off runs/epochs60-without/*
 
 # How few semantic pairs, and how clean? Planned before the first was run, and not added to. These runs, of commit b205906, were made
-# on a machine that computes in float32 (45 minutes each), the ones that they stand beside in bf16: hence seed 0 of those once more, in
+# on a machine that computes in float32 (about 48 minutes each), the ones that they stand beside in bf16: hence seed 0 of those once more, in
 # float32 (commit dc1590c).
 curation | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $few runs/epochs60-curation/*

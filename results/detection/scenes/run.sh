@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Detection on scenes: the four methods pretrained on scenes with either kind of pairs, default options, five seeds (each another
 # world), then Faster R-CNN (C4) on 400 scenes of one to four objects of categories that pretraining does not show, default options;
-# and on a backbone that starts at random. Two runs at a time, one thread each: two hours. From the repository's root:
+# and on a backbone that starts at random. Two runs at a time, one thread each: about two hours. From the repository's root:
 #     bash results/detection/scenes/run.sh [python]
+# The runs here are of commit 136ac9a, from before --out was given: pretraining.txt names other folders.
 set -e
 python=${1:-.venv/bin/python}
 export OMP_NUM_THREADS=1
