@@ -145,6 +145,8 @@ def load_run(run):
     """(config, trained, untrained backbone) of a run folder, all of one moment, as the run may go on meanwhile."""
     read_config(run)  # before a lock is left in a folder that is none of a run
     with pairs.locked(Path(run) / "result.json.lock"):
+        if (stored := Path(run) / "result.json").exists():
+            read_json(stored)  # a damaged one is better told before the evaluation than after it
         return read_config(run), *load_backbone(run)
 
 
@@ -207,7 +209,7 @@ def pick_device(name):
 
 def multiplies_in_bf16(device):
     """Whether a device multiplies faster in bf16 than in float32: GPUs since NVIDIA's Ampere, CPUs with AMX, and those with
-    AVX512-BF16 except Intel's, where it halves the rate."""
+    AVX512-BF16 except Intel's, where a step takes longer in bf16 (results/speed)."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     has = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell
@@ -410,7 +412,8 @@ FINETUNE_LRS = [0.1, 0.01, 0.001, 0.0001]  # Ericsson et al. 2021 (ssl-transfer)
 def fit_all_layers(backbone, train, rows, lr, steps, batch_size, seed, what):
     """A copy of the backbone with a linear classifier, all layers trained on the rows of an ImageSet.
 
-    SGD with Nesterov momentum 0.9, the learning rate falls along a cosine to 0; random crops of at least half
+    SGD with Nesterov momentum 0.9 and no weight decay (ssl-transfer tries several), the learning rate falls along a cosine to
+    0; random crops of at least half
     the image and flips. Unlike in a probe, BatchNorm is trained too.
     """
     device = next(backbone.parameters()).device
@@ -960,15 +963,18 @@ class Run:
         if not (self.folder / "checkpoint.pt").is_file():
             raise UserError(f"--resume: {self.folder} has no checkpoint.pt to go on from: remove the folder and start again")
         old = read_config(self.folder)
-        for name in set(vars_of(self.config)) - WHERE_IT_RUNS:
-            if old.get(name) != self.config[name]:
+        for name in vars_of(self.config):
+            if name not in WHERE_IT_RUNS and old.get(name) != self.config[name]:
+                if name == "files_crc32":
+                    raise UserError(f"--resume: the files of --data, or the pairs of the list, are not those of {self.folder}; bring them back, or use --out")
                 raise UserError(f"--resume: {name} was {old.get(name)} in {self.folder} and is {self.config[name]} now; keep it, or use --out")
         try:
             state = torch.load(self.folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+            weights, moments = state["model"], state["optimizer"]
         except Exception:  # torch.load raises whatever the bytes lead it to
             raise UserError(f"{self.folder / 'checkpoint.pt'} is damaged; copy it anew, or remove the folder and start again") from None
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.model.load_state_dict(weights)
+        self.optimizer.load_state_dict(moments)
         for group in self.optimizer.param_groups:  # the checkpoint may be of another device
             group["fused"] = self.device.type == "cuda"
         self.epoch, self.step = state["epoch"], state["step"]
@@ -1096,9 +1102,12 @@ def write_json(file, content):
 
 
 def read_json(file):
-    """What a JSON file holds. Raises UserError for one that is cut off."""
+    """The object that a JSON file holds. Raises UserError for one that is cut off, or that holds something else."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no object, {...}")
+        return content
     except ValueError as error:
         raise UserError(f"{file} is damaged ({error}); copy it anew, or remove it") from None
 
@@ -1107,7 +1116,10 @@ def read_config(run):
     file = Path(run) / "config.json"
     if not file.is_file():
         raise UserError(f"{run} is not a run folder: it has no config.json")
-    return {"processes": 1} | read_json(file)  # older runs, from before there could be several, lack it
+    config = read_json(file)
+    if missing := {"method", "pairs", "data", "backbone", "image_size", "seed"} - config.keys():
+        raise UserError(f"{file} lacks {', '.join(sorted(missing))}: it is damaged, or not of a run")
+    return {"processes": 1} | config  # older runs, from before there could be several, lack it
 
 
 def add_results(run, results, config=None):
@@ -1609,7 +1621,7 @@ def parse_args(argv=None):
         add("--data", type=pairs.named, nargs="+", required=name == "transfer", help=f"{sets}; or folders of class folders" + ("" if name == "transfer" else " [the run's]"))
     add = command("finetune", "fine-tuning of all layers, learning rate chosen on validation images").add_argument
     add("--data", type=pairs.named, nargs="+", help=f"{sets}; or folders of class folders [the run's]")
-    add("--fraction", type=pairs.fraction, default=1.0, help="share of the labelled images to train on, e.g. 0.01, 0.1, 1 [1]")
+    add("--fraction", type=pairs.number(float, lambda value: 0 < value <= 1, "above 0, and at most 1"), default=1.0, help="share of the labelled images to train on, e.g. 0.01, 0.1, 1 [1]")
     add("--steps", type=pairs.positive_int, default=1000, help="steps of each of the five trainings (ssl-transfer: 5000) [1000]")
     add("--batch-size", type=pairs.positive_int, default=64, help="images in a step (ssl-transfer: 64) [64]")
     add("--seed", type=pairs.seed_int, default=0, help="random seed of the classifier, the order and the crops [0]")
@@ -1662,6 +1674,8 @@ def main():
             raise UserError(f"--picture {picture}: name a file that ends in .png, .pdf or .svg")
         if args.picture:
             picture.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is better told now
+        for run in args.run:
+            read_config(run)
         for run in args.run:
             results[run] = invariance_run(run, device, args.data, args.root, args.download, args.skip_bad)
             for name, found in results[run].items():

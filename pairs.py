@@ -1415,6 +1415,8 @@ fraction = number(float, lambda value: 0 <= value <= 1, "between 0 and 1")
 def named(data):
     """A data set's name, or a folder's path that ends in its name: without ./ and a last slash, and . and .. spelled out, also
     ./cifar10: that folder and not the data set."""
+    if not data:
+        raise argparse.ArgumentTypeError("an empty name; is a variable of the shell not set?")
     plain = str(Path(data))
     return os.path.abspath(data) if Path(data).name in ("", "..") or plain != data and plain in DATA_SETS else plain
 
@@ -1428,6 +1430,7 @@ def parse(parser, argv, recipes):
     """Parses twice: once to see which data is meant, then with that data's recipe as the defaults. Raises UserError for
     options that contradict each other."""
     args = parser.parse_args(argv)
+    given = dict(vars(args))
     is_list = args.pairs not in ("augmented", "semantic")
     on_scenes = args.data in (None, "scenes") and not is_list
     recipe = recipes["scenes"] | {"data": "scenes"} if on_scenes else dict(recipes["photographs"])
@@ -1442,6 +1445,8 @@ def parse(parser, argv, recipes):
         raise UserError(f"--warmup-epochs {args.warmup_epochs:g} of --epochs {args.epochs}: the learning rate would never fall; warm up for less")
     if args.arm == "augmented" and not is_list:
         raise UserError(f"--pairs {args.pairs} --arm augmented: --arm is for a list, FILE.csv; did you mean --pairs augmented?")
+    if given.get("optimizer") == "lars" and None in (given["lr"], given["weight_decay"]):
+        raise UserError("--optimizer lars: give --lr and --weight-decay too, as the defaults are those of SGD (papers: 0.2 to 1, and 1e-6 to 1e-4)")
     if "augmented" in (args.pairs, args.arm) and (args.false_pairs or args.semantic_share < 1):
         raise UserError("--false-pairs and --semantic-share change semantic pairs: use them with --pairs semantic or a list's semantic arm")
     return args
@@ -1751,6 +1756,8 @@ def main():
         backbone, _ = evaluate.build_backbone(args.backbone, args.image_size)
         evaluate.load_weights(backbone, args.backbone_file)
         backbone.to(evaluate.pick_device(args.device))
+    elif args.backbone_file:
+        raise UserError("--backbone-file needs --by features: random partners use no backbone")
     elif args.ignore_labels:
         raise UserError("--ignore-labels needs --by features: random partners of any class are no semantic pairs")
     rows = propose(args.data, args.by, args.count, backbone, args.image_size, args.seed, args.ignore_labels, args.skip_bad, args.cache)

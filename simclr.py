@@ -86,7 +86,7 @@ def parse_args(argv=None):
     add("--hidden-dim", type=pairs.positive_int, help="width of the projector's hidden layer (as in the official code) [the features' width]")
     add("--projection-dim", type=pairs.positive_int, default=128, help="width d of the embedding (Sec. 2.3) [128]")
     add("--warmup-epochs", type=pairs.nonnegative_float, help=f"epochs of linear warm-up (Sec. 2.3: 10); by default at most a tenth of all {default('warmup_epochs')}")
-    add("--optimizer", default="sgd", choices=["sgd", "lars"], help="sgd with momentum; lars for batches of thousands (the paper's) [sgd]")
+    add("--optimizer", default="sgd", choices=["sgd", "lars"], help="sgd with momentum; lars for batches of thousands (the paper's), with --lr and --weight-decay of its own [sgd]")
     return pairs.parse(parser, argv, RECIPES)
 
 
@@ -102,7 +102,7 @@ class SimCLR(nn.Module):
             nn.BatchNorm1d(hidden_dim),
             nn.ReLU(inplace=True),
             nn.Linear(hidden_dim, projection_dim, bias=False),
-            nn.BatchNorm1d(projection_dim),  # nearly as in the official code; without it semantic pairs can get stuck with all embeddings equal
+            nn.BatchNorm1d(projection_dim),  # nearly as in the official code; without it all embeddings begin close together (README, exercise 4)
         )
 
     def forward(self, x):

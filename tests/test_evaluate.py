@@ -551,7 +551,7 @@ def test_a_run_folder_is_never_overwritten(tmp_path):
 def test_a_run_does_not_go_on_with_other_files(tmp_path):
     make_run(tmp_path, files=7)
     make_run(tmp_path, files=7, resume=True)
-    with pytest.raises(UserError, match="--resume: files_crc32 was 7 in .* and is 8 now"):
+    with pytest.raises(UserError, match="--resume: the files of --data, or the pairs of the list, are not those of"):
         make_run(tmp_path, files=8, resume=True)
 
 
@@ -800,6 +800,43 @@ def test_damaged_files_of_a_run_are_named(tmp_path):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         with pytest.raises(UserError, match=f"{name} is damaged"):
             call()
+    for content, said in ("[]", "config.json is damaged .it holds no object"), ('{"seed": 0}', "config.json lacks backbone, data, image_size, method, pairs"):
+        (run.folder / "config.json").write_text(content)
+        with pytest.raises(UserError, match=said):
+            evaluate.read_config(run.folder)
+
+
+def test_a_damaged_result_is_told_before_the_evaluation(tmp_path, monkeypatch):
+    run = make_run(tmp_path)
+    run.save(2)
+    (run.folder / "result.json").write_text('{"knn": {')
+    monkeypatch.setattr(evaluate, "load_splits", None)  # so that what follows would fail
+    with pytest.raises(UserError, match="result.json is damaged"):
+        evaluate.evaluate_run(run.folder, ["knn"], ["scenes"], torch.device("cpu"))
+
+
+def test_a_file_of_weights_is_no_checkpoint(tmp_path):
+    run = make_run(tmp_path)
+    (run.folder / "checkpoint.pt").write_bytes((run.folder / "backbone.pt").read_bytes())
+    with pytest.raises(UserError, match="checkpoint.pt is damaged"):
+        make_run(tmp_path, resume=True)
+
+
+def test_another_method_is_named_first_when_a_run_would_go_on(tmp_path):
+    run = make_run(tmp_path)
+    config = json.loads((run.folder / "config.json").read_text()) | {"method": "byol", "temperature": None, "pairs": "semantic"}
+    (run.folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="--resume: method was byol"):
+        make_run(tmp_path, resume=True)
+
+
+def test_untrained_features_of_held_out_scenes_score_as_published():
+    """A backbone of known weights, judged from end to end: results/scenes has 0.164 and 0.060 of seed 0."""
+    torch.manual_seed(0)
+    backbone, _ = evaluate.build_backbone("convnet", 32)
+    splits = [pairs.scenes(split, held_out=True) for split in ("train", "test")]
+    found = evaluate.judge(["linear", "knn"], backbone, backbone, *splits)
+    assert found["linear"]["accuracy"] == pytest.approx(0.164, abs=0.01) and found["knn"]["accuracy"] == pytest.approx(0.060, abs=0.005)
 
 
 def test_invariance_to_images_of_several_classes_is_refused_before_anything_is_computed(monkeypatch):

@@ -75,7 +75,7 @@ def test_every_method_trains_compiles_streams_and_resumes(method, photos, tmp_pa
 
 def test_a_resnet_with_lars_is_trained_tuned_and_detects(photos, tmp_path):
     run = tmp_path / "run"
-    printed("simclr.py", "--data", photos, "--backbone", "resnet18", "--batch-size", "16", "--epochs", "2", "--optimizer", "lars", "--lr", "0.3", "--device", DEVICE, "--out", run)
+    printed("simclr.py", "--data", photos, "--backbone", "resnet18", "--batch-size", "16", "--epochs", "2", "--optimizer", "lars", "--lr", "0.3", "--weight-decay", "1e-4", "--device", DEVICE, "--out", run)
     assert "fine-tuned" in printed("evaluate.py", "finetune", run, "--steps", "3", "--batch-size", "8", "--device", DEVICE)
     for detector in ("c4", "fpn"):
         said = printed("evaluate.py", "detect", run, "--data", "scenes", "--detector", detector, "--size", "64", "--steps", "3", "--batch-size", "2", "--device", DEVICE)

@@ -894,6 +894,18 @@ def test_propose_strike_out_check_and_train_as_a_user_does(tmp_path):
     assert status == 2 and "be one of its classes" in error and not (folder / "train" / "lists").exists()
 
 
+@pytest.mark.parametrize("options, said", [
+    (["--backbone-file", "x.pt"], "--backbone-file needs --by features"),
+    (["--ignore-labels"], "--ignore-labels needs --by features"),
+    (["--by", "features"], "needs --backbone-file"),
+])
+def test_options_of_features_go_with_features(options, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pairs.py", "propose", "--data", str(two_colours(tmp_path / "d")), "--out", str(tmp_path / "l.csv"), *options])
+    with pytest.raises(UserError, match=said):
+        pairs.main()
+    assert not (tmp_path / "l.csv").exists()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="a limit on the size of files stands for a full disk")
 def test_a_full_disk_leaves_no_list_that_is_cut_off(tmp_path):
     import resource

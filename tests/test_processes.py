@@ -122,6 +122,35 @@ def test_processes_share_every_batch_without_overlap(monkeypatch):
     assert len(joined) == 3 and all(len(batch) == 4 for part in parts for batch in part)
     assert [sum((part[i] for part in parts), []) for i in range(3)] == joined
 
+    def drawn(rank, world):
+        monkeypatch.setattr(pairs, "rank_and_world", lambda: (rank, world))
+        monkeypatch.setattr(pairs, "augment", lambda x, view, generator: torch.rand(2, generator=generator))
+        return [x1.item() for x1, _ in pairs.batches(source, 0, 16, plain, plain, "cpu")]
+
+    draws = [drawn(0, 1), *(drawn(rank, 4) for rank in range(4))]
+    assert len({x for part in draws for x in part}) == 5 * 3  # every process augments by draws of its own
+
+
+class Wrapped(Exception):
+    """In place of DistributedDataParallel: the model is ready."""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_on_gpus_batchnorm_sees_all_processes_but_moco_keeps_its_parts(method, monkeypatch):
+    def wrap(*_, **__):
+        raise Wrapped
+
+    module, model = build(method)
+    layers = {name: type(m) for name, m in model.named_modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.nn.Parameter, "is_cuda", True, raising=False)
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", wrap)
+    source = pairs.Pairs(pairs.ImageSet("", torch.zeros(BATCH, 1), torch.zeros(BATCH), []), "augmented", 0)
+    with pytest.raises(Wrapped):
+        module.train(model, None, source, None, None, types.SimpleNamespace(epoch=0), module.parse_args(["--device", "cpu"]))
+    for name, kind in layers.items():
+        assert type(model.get_submodule(name)) is (kind if method == "moco" else torch.nn.SyncBatchNorm)
+
 
 def test_the_batch_is_that_of_all_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
