@@ -198,19 +198,19 @@ def kept_bytes(method, backbone_name, size, device, options=()):
     return (total[1] - total[0]) / 2
 
 
-def bench_step(device, seconds, batch_size, options):
+def bench_step(methods, device, seconds, batch_size, options):
     steps, rows = steps_timed(device), {}
     images = photographs(batch_size * steps, 32)
-    for method in METHODS:
+    for method in methods:
         t = take_turns({name: trainer(method, "resnet18", images, batch_size, device, name, options) for name in ("whole", "model", "batches")}, seconds)
         rows[method] = {f"{name}_s": v / steps for name, v in t.items()} | {"not_the_model": 1 - t["model"] / t["whole"], "making_batches": t["batches"] / t["whole"]}
     return rows
 
 
-def bench_methods(device, seconds, batch_size, options):
+def bench_methods(methods, device, seconds, batch_size, options):
     rows, images, side = {}, photographs(batch_size * steps_timed(device), 32), 8192 if device.startswith("cuda") else 2048
     kind = torch.bfloat16 if evaluate.multiplies_in_bf16(torch.device(device)) else torch.float32
-    for method in METHODS:
+    for method in methods:
         call, a = trainer(method, "resnet18", images, batch_size, device, options=options), torch.randn(side, side, device=device, dtype=kind)
         flops = flops_of(trainer(method, "resnet18", images, batch_size, device))  # of networks that are not compiled, where each is seen
         if device.startswith("cuda"):
@@ -348,6 +348,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement, three rounds at least [10]")
     parser.add_argument("--quick", action="store_true", help="a second each, in batches of 16, to try it")
     parser.add_argument("--compile", action="store_true", help="the networks of `step` and `methods`, as a run on a GPU has them")
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS, help="of `step` and `methods` [all]")
     parser.add_argument("--only", nargs="+", help="augment, step, methods, precision, compile, epoch, probe, growth, recipes [all]")
     parser.add_argument("--workers", type=int, default=2, help="of lightly's DataLoader [2]")
     parser.add_argument("--out", default="runs/bench.json", help="[runs/bench.json]")
@@ -357,8 +358,8 @@ def main():
     torch.empty(31 * 2**18)  # 31 MB, freed: glibc then keeps what is freed, for all that is measured, as it does in a training run
     torch._dynamo.config.recompile_limit = 100  # of compiled networks in one process; beyond, torch would leave further ones as they are
     options = ("--compile",) if args.compile else ()
-    parts = {"augment": lambda: bench_augment(args.device, seconds), "step": lambda: bench_step(args.device, seconds, batch_size, options),
-             "methods": lambda: bench_methods(args.device, seconds, batch_size, options),
+    parts = {"augment": lambda: bench_augment(args.device, seconds), "step": lambda: bench_step(args.methods, args.device, seconds, batch_size, options),
+             "methods": lambda: bench_methods(args.methods, args.device, seconds, batch_size, options),
              "precision": lambda: bench_precision(args.device, seconds, batch_size), "compile": lambda: bench_compile(args.device, seconds, batch_size), "epoch": lambda: bench_epoch(args.device, batch_size, args.workers),
              "probe": lambda: bench_probe(seconds), "growth": lambda: bench_growth(args.device, seconds), "recipes": lambda: bench_recipes(args.device)}
     result = {"machine": {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine(), "cpu": CPU.get("cpu_name"),

@@ -5,8 +5,9 @@
 #     bash results/speed/gpu.sh .venv/bin/python DIR bench                   -> results/speed/bench-gpu.json, .txt
 #     bash results/speed/gpu.sh .venv/bin/python DIR simclr --compile        -> results/speed/cifar10-gpu/simclr/
 #     bash results/speed/gpu.sh .venv/bin/python DIR simsiam --compile       (and byol --compile; moco, which compiles for minutes)
-# Further words are options of the bench or the method: of the bench, to do first, "--only augment step methods --compile --seconds 3";
-# of a method, to try it, "--device cpu --epochs 1 --limit 512". TO=FOLDER takes another folder than results/speed.
+# Further words are options of the bench or the method: of the bench, to do first, "--only augment compile methods --seconds 1", as all of
+# it takes longer, most of that to compile; of a method, to try it, "--device cpu --epochs 1 --limit 512". TO=FOLDER takes another folder
+# than results/speed.
 set -eo pipefail
 python=$1 data=$2 part=$3 to=${TO:-results/speed}
 shift 3
@@ -17,8 +18,8 @@ if [ "$part" = bench ]; then
   exit
 fi
 run=runs/gpu-$part to=$to/cifar10-gpu/$part start=$(date +%s)
-"$python" "$part.py" --pairs augmented --data "$data" --out "$run" --device cuda "$@" | tee output.part
 mkdir -p "$to"
-mv output.part "$to/output.txt"
+"$python" "$part.py" --pairs augmented --data "$data" --out "$run" --device cuda "$@" | tee "$to/output.part"  # in TO from the start, if it is cut off
+mv "$to/output.part" "$to/output.txt"
 cp "$run"/{config.json,log.jsonl,result.json} "$to"
 echo "$(sed -n '$s/.*"seconds": \([0-9]*\).*/\1/p' "$run/log.jsonl") seconds of training, $(($(date +%s) - start)) from the command to its table" | tee -a "$to/output.txt"
