@@ -65,7 +65,7 @@ judge() {  # a folder of results, then runs
     cp "$run"/{config.json,result.json,log.jsonl} "$to/$(basename "$run")/"
   done
   # lines of the training log are in log.jsonl
-  grep -vE '^epoch |^reading |features of|L2 strengths|^fine-tuning|^classifying' runs-output.txt > "$to/output.txt"
+  grep -vE '^epoch |^reading |features of|L2 strengths' runs-output.txt > "$to/output.txt"
 }
 compare() {  # a folder of results, then runs and options
   "$python" evaluate.py compare "${@:2}" --out "$1"
@@ -92,14 +92,8 @@ judge $off runs/epochs60-without/*
 curation | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $few runs/epochs60-curation/*
 
-# With another architecture, and then all layers trained on the clothes. Planned before the first was run: three seeds, whatever they
-# show. Not run to the end yet: no results here.
+# With another architecture. Planned before the first was run: three seeds, whatever they show. Not run to the end yet: no results here.
 architecture | xargs -P 2 -L 1 "$python" > runs-output.txt
-for fraction in 0.1 1; do
-  for run in runs/epochs60-shufflenet/*; do
-    echo "evaluate.py finetune $run --data $clothes --fraction $fraction --steps 500"
-  done
-done | xargs -P 2 -L 1 "$python" >> runs-output.txt
 judge $arch runs/epochs60-shufflenet/*
 
 cp -r $kept/results .
@@ -109,4 +103,3 @@ compare $off $long/simclr-*-seed[0-2] $off/simclr-*-without-{crop,jitter-gray,cr
 compare $few $long/simclr-*-seed[0-2] $few/simclr-{share,false}*-seed[0-2] "${both[@]}"
 compare $few/float32 $few/simclr-*-seed0 "${both[@]}"  # all in float32
 compare $arch $long/simclr-*-seed[0-2] $arch/simclr-*-seed[0-2] --by backbone "${both[@]}"
-compare $arch/finetune $arch/simclr-*-seed[0-2] --measure "finetune $(basename "$clothes"), "{0.1,1}" of the labels" "transfer $(basename "$clothes")"
