@@ -3,7 +3,7 @@
 # linear probe on another data set. Two runs at a time, one thread each, 3 to 10 minutes a run: two and a half hours. Then the
 # same for three times as many epochs, 8 to 29 minutes a run: six hours; then SimCLR without kinds of augmentation, 12 minutes
 # a run: two hours; then with few or false semantic pairs, 8 runs: three hours in float32; then with another architecture, 6
-# runs, an hour a pair in float32. From the repository's root, with the two data sets' folders of class folders:
+# runs, about an hour and a half a pair in float32. From the repository's root, with the two data sets' folders of class folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 # SimCLR's runs here come from commit a3cbafd (output.txt), the others' from a later one (output-others.txt, with the trials of moco-recipe.txt).
 # Since then all 8 parts of MoCo's batch together move BatchNorm's running statistics as much as one batch does.
@@ -92,7 +92,8 @@ judge $off runs/epochs60-without/*
 curation | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $few runs/epochs60-curation/*
 
-# With another architecture. Planned before the first was run: three seeds, whatever they show. Not run to the end yet: no results here.
+# With another architecture. Planned before the first was run, and not added to. These runs computed in float32; seed 0 is of commit
+# 57f7f63, the others of 6b52506; seed 1 was stopped after 53 (semantic) and 54 epochs, and went on with --resume.
 architecture | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $arch runs/epochs60-shufflenet/*
 
