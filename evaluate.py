@@ -1116,10 +1116,7 @@ def read_config(run):
     file = Path(run) / "config.json"
     if not file.is_file():
         raise UserError(f"{run} is not a run folder: it has no config.json")
-    config = read_json(file)
-    if missing := {"method", "pairs", "data", "backbone", "image_size", "seed"} - config.keys():
-        raise UserError(f"{file} lacks {', '.join(sorted(missing))}: it is damaged, or not of a run")
-    return {"processes": 1} | config  # older runs, from before there could be several, lack it
+    return {"processes": 1} | read_json(file)  # older runs, from before there could be several, lack it
 
 
 def add_results(run, results, config=None):

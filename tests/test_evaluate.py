@@ -800,10 +800,9 @@ def test_damaged_files_of_a_run_are_named(tmp_path):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         with pytest.raises(UserError, match=f"{name} is damaged"):
             call()
-    for content, said in ("[]", "config.json is damaged .it holds no object"), ('{"seed": 0}', "config.json lacks backbone, data, image_size, method, pairs"):
-        (run.folder / "config.json").write_text(content)
-        with pytest.raises(UserError, match=said):
-            evaluate.read_config(run.folder)
+    (run.folder / "config.json").write_text("[]")
+    with pytest.raises(UserError, match="config.json is damaged .it holds no object"):
+        evaluate.read_config(run.folder)
 
 
 def test_a_damaged_result_is_told_before_the_evaluation(tmp_path, monkeypatch):
