@@ -412,9 +412,8 @@ FINETUNE_LRS = [0.1, 0.01, 0.001, 0.0001]  # Ericsson et al. 2021 (ssl-transfer)
 def fit_all_layers(backbone, train, rows, lr, steps, batch_size, seed, what):
     """A copy of the backbone with a linear classifier, all layers trained on the rows of an ImageSet.
 
-    SGD with Nesterov momentum 0.9 and no weight decay (ssl-transfer tries several), the learning rate falls along a cosine to
-    0; random crops of at least half
-    the image and flips. Unlike in a probe, BatchNorm is trained too.
+    SGD with Nesterov momentum 0.9 and no weight decay (ssl-transfer tries several), the learning rate falls along a cosine
+    to 0; random crops of at least half the image and flips. Unlike in a probe, BatchNorm is trained too.
     """
     device = next(backbone.parameters()).device
     generator, view = pairs.stream("finetune", seed), pairs.Augmentation(crop=(0.5, 1.0), p_jitter=0, p_gray=0)

@@ -1430,7 +1430,8 @@ def parse(parser, argv, recipes):
     """Parses twice: once to see which data is meant, then with that data's recipe as the defaults. Raises UserError for
     options that contradict each other."""
     args = parser.parse_args(argv)
-    given = dict(vars(args))
+    if "optimizer" in args and args.optimizer == "lars" and None in (args.lr, args.weight_decay):
+        raise UserError("--optimizer lars: give --lr and --weight-decay too, as the defaults are those of SGD (papers: 0.2 to 1, and 1e-6 to 1e-4)")
     is_list = args.pairs not in ("augmented", "semantic")
     on_scenes = args.data in (None, "scenes") and not is_list
     recipe = recipes["scenes"] | {"data": "scenes"} if on_scenes else dict(recipes["photographs"])
@@ -1445,8 +1446,6 @@ def parse(parser, argv, recipes):
         raise UserError(f"--warmup-epochs {args.warmup_epochs:g} of --epochs {args.epochs}: the learning rate would never fall; warm up for less")
     if args.arm == "augmented" and not is_list:
         raise UserError(f"--pairs {args.pairs} --arm augmented: --arm is for a list, FILE.csv; did you mean --pairs augmented?")
-    if given.get("optimizer") == "lars" and None in (given["lr"], given["weight_decay"]):
-        raise UserError("--optimizer lars: give --lr and --weight-decay too, as the defaults are those of SGD (papers: 0.2 to 1, and 1e-6 to 1e-4)")
     if "augmented" in (args.pairs, args.arm) and (args.false_pairs or args.semantic_share < 1):
         raise UserError("--false-pairs and --semantic-share change semantic pairs: use them with --pairs semantic or a list's semantic arm")
     return args
