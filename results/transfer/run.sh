@@ -3,7 +3,8 @@
 # linear probe on another data set. Two runs at a time, one thread each, 3 to 10 minutes a run: two and a half hours. Then the
 # same for three times as many epochs, 8 to 29 minutes a run: six hours; then SimCLR without kinds of augmentation, 12 minutes
 # a run: two hours; then with few or false semantic pairs, 8 runs: three hours in float32; then with another architecture, 6
-# runs, about an hour and a half a pair in float32. From the repository's root, with the two data sets' folders of class folders:
+# runs, about an hour and a half a pair in float32; then fine-tuning. From the repository's root, with the two data sets' folders of
+# class folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 # SimCLR's runs here come from commit a3cbafd (output.txt), the others' from a later one (output-others.txt, with the trials of moco-recipe.txt).
 # Since then all 8 parts of MoCo's batch together move BatchNorm's running statistics as much as one batch does.
@@ -53,6 +54,13 @@ architecture() {  # of 6 runs: SimCLR with ShuffleNetV2 (x0.5) instead of the co
     done
   done
 }
+tuned() {  # of 4 runs: seeds 1 and 2 of the 60 epochs of `commands` once more, as fine-tuning needs the backbones; those of seed 0 are in `curation`
+  for seed in 1 2; do
+    for pairs in augmented semantic; do
+      echo "simclr.py --pairs $pairs --seed $seed --data $cifar --backbone convnet --epochs 60 --limit 20000 --warmup-epochs 10 --out runs/epochs60-finetune/simclr-$pairs-seed$seed"
+    done
+  done
+}
 kept=runs/kept  # what goes to results, at the end: a changed file there would mark the commit of later runs as dirty
 judge() {  # a folder of results, then runs
   to=$kept/$1
@@ -71,7 +79,7 @@ compare() {  # a folder of results, then runs and options
   "$python" evaluate.py compare "${@:2}" --out "$1"
 }
 both=(--measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")")
-here=results/transfer long=results/transfer/epochs60 off=results/transfer/without few=results/transfer/curation arch=results/transfer/architecture
+here=results/transfer long=results/transfer/epochs60 off=results/transfer/without few=results/transfer/curation arch=results/transfer/architecture tune=results/transfer/finetune
 commands 20 | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $here runs/{simclr,moco,byol,simsiam}-*-"$(basename "$cifar")"-seed[0-4]
 
@@ -97,6 +105,17 @@ judge $few runs/epochs60-curation/*
 architecture | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $arch runs/epochs60-shufflenet/*
 
+# Fine-tuning of all layers on clothes, with a tenth of their labels and with all; 300 steps each. Planned before the first was run, and
+# not added to. In float32.
+tuned | xargs -P 2 -L 1 "$python" > runs-output.txt
+cp -r runs/epochs60-curation/simclr-{augmented,semantic}-seed0 runs/epochs60-finetune/
+for fraction in 0.1 1; do
+  for run in runs/epochs60-finetune/*; do
+    echo "evaluate.py finetune $run --data $clothes --fraction $fraction --steps 300"
+  done
+done | xargs -P 2 -L 1 "$python" >> runs-output.txt
+judge $tune runs/epochs60-finetune/*
+
 cp -r $kept/results .
 compare $here $here/{simclr,moco,byol,simsiam}-*-seed[0-4]
 compare $long $long/{simclr,moco,byol,simsiam}-*
@@ -104,3 +123,4 @@ compare $off $long/simclr-*-seed[0-2] $off/simclr-*-without-{crop,jitter-gray,cr
 compare $few $long/simclr-*-seed[0-2] $few/simclr-{share,false}*-seed[0-2] "${both[@]}"
 compare $few/float32 $few/simclr-*-seed0 "${both[@]}"  # all in float32
 compare $arch $long/simclr-*-seed[0-2] $arch/simclr-*-seed[0-2] --by backbone "${both[@]}"
+compare $tune $tune/simclr-*-seed[0-2] --measure "finetune $(basename "$clothes"), 0.1 of the labels" "finetune $(basename "$clothes"), 1 of the labels" "transfer $(basename "$clothes")"
