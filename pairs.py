@@ -535,7 +535,7 @@ def save_picture(path, source, view1, view2, columns=6):
         x1, x2 = (augment(images, view, generator) * std + mean for images, view in ((a, view1), (b, view2)))
         axes = block.subplots(4, columns, squeeze=False)
         for title, images, row in zip(("anchor", "partner", "view 1,\nof the anchor", "view 2,\nof the partner"), (a / 255, b / 255, x1, x2), axes):
-            row[0].set_ylabel(title if kind == kinds[0] else "", fontsize=9)
+            row[0].set_ylabel(title, fontsize=9, alpha=float(kind == kinds[0]))  # unseen on the right: it keeps the halves alike
             for image, axis in zip(images, row):
                 axis.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
                 axis.set_xticks([]), axis.set_yticks([])
