@@ -1,6 +1,6 @@
 """BYOL (Grill et al. 2020, arXiv 2006.07733), on augmented or on semantic pairs.
 
-    python byol.py --pairs semantic                                    # embedded scenes, minutes on two CPU cores
+    python byol.py --pairs semantic                                    # built-in scenes, minutes on two CPU cores
     python byol.py --pairs augmented                                   # its matched baseline
     python byol.py --pairs semantic --data cifar10 --download          # ResNet-18, a GPU is used where there is one
 
@@ -11,8 +11,8 @@
     p        predictions (N, d), from z, of the other view's t
 
 What changes relative to simsiam.py: what is predicted, t, comes from a slowly moving copy of the network, an average over
-its past and so a steadier target than the network of the moment. (SimSiam does without: the average helps accuracy, and is
-not what prevents collapse.)
+its past and so a steadier target than the network of the moment; and the projector does not end in a BatchNorm. (SimSiam
+does without the average, which helps accuracy and is not what prevents collapse.)
 
 Deviations from the paper and its official code
   1. SGD with momentum by default: batches here are 64-512, LARS (--optimizer lars) is for thousands.
@@ -42,8 +42,8 @@ import pairs
 
 # ------------------------------------------------------------------------------------------- CONFIG
 
-# defaults: on the embedded scenes, and on photographs (no official CIFAR recipe: lightly's lr and weight decay, and the paper's tau
-# for 100 and 300 epochs; lightly's loss is a quarter of the paper's: results/transfer/byol-recipe.txt)
+# defaults: on the built-in scenes, and on photographs (no official CIFAR recipe: lightly's lr and weight decay, the paper's EMA
+# decay for 100 and 300 epochs; lightly's loss is a quarter of the paper's: results/transfer/byol-recipe.txt)
 RECIPES = {
     "scenes": dict(backbone="convnet", epochs=30, batch_size=64, lr=0.25, weight_decay=5e-4,
                    crop_min=0.5, jitter=[0.2, 0.2, 0.8, 0.5], solarize=[0.0, 0.0], hidden_dim=1024, projection_dim=256, ema_decay=0.99, warmup_epochs=0),
@@ -58,8 +58,8 @@ def parse_args(argv=None):
     # -- shared by the four methods, word for word
     add("--pairs", default="augmented", help="augmented: two views of one image; semantic: two images of one class; FILE.csv: a curated list with columns image_a,image_b [augmented]")
     add("--arm", default="semantic", choices=["semantic", "augmented"], help="with FILE.csv: augmented pairs each row's image_a with itself, the matched baseline [semantic]")
-    add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs kept, others in each epoch; the rest become augmented: how few suffice? [1]")
-    add("--false-pairs", type=pairs.fraction, default=0.0, help="share of the semantic (or the list's) partners drawn from another category, others in each epoch: what does curation buy? [0]")
+    add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs kept, redrawn every epoch; the rest become augmented: how few suffice? [1]")
+    add("--false-pairs", type=pairs.fraction, default=0.0, help="share of the semantic (or the list's) partners drawn from another category, redrawn every epoch: what does curation buy? [0]")
     add("--data", type=pairs.named, help=f"scenes; a folder of class folders, with train/ and test/ or without; or {', '.join(pairs.TORCHVISION_SETS)} [scenes]")
     add("--root", default="data", help="folder of torchvision's data sets [data]")
     add("--download", action="store_true", help="let torchvision download the data set into --root")
@@ -71,7 +71,7 @@ def parse_args(argv=None):
     add("--epochs", type=pairs.positive_int, help=f"passes over the anchors {default('epochs')}")
     add("--batch-size", type=pairs.positive_int, help=f"pairs in a step {default('batch_size')}")
     add("--lr", type=pairs.positive_float, help=f"peak learning rate per 256 pairs: a step uses lr * batch / 256 (Goyal et al. 2017) {default('lr')}")
-    add("--weight-decay", type=pairs.nonnegative_float, help=f"L2 added to the gradient of every weight {default('weight_decay')}")
+    add("--weight-decay", type=pairs.nonnegative_float, help=f"coefficient of the L2 penalty {default('weight_decay')}")
     add("--seed", type=pairs.seed_int, default=0, help="seed of the scenes, the weights, the order, the partners and the augmentation [0]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
     add("--compile", action="store_true", help="torch.compile the networks, for GPUs: costs time at the start, and gains little on a CPU (README, Speed)")
@@ -87,7 +87,7 @@ def parse_args(argv=None):
     add("--solarize", type=pairs.fraction, nargs=2, help=f"probability of solarisation in view 1 and view 2 (App. B: 0 0.2) {default('solarize')}")
     add("--hidden-dim", type=pairs.positive_int, help=f"hidden width of projector and predictor (Sec. 3.3: 4096) {default('hidden_dim')}")
     add("--projection-dim", type=pairs.positive_int, help=f"width d of projections and predictions (Sec. 3.3: 256) {default('projection_dim')}")
-    add("--ema-decay", type=pairs.fraction, help=f"the target's decay at step 0, from which it rises along a cosine to 1, also from 0 (Sec. 3.3: 0.996 for 1000 epochs) {default('ema_decay')}")
+    add("--ema-decay", type=pairs.fraction, help=f"the target's decay at step 0, from which, even 0, it rises along a cosine to 1 (Sec. 3.3: 0.996 for 1000 epochs) {default('ema_decay')}")
     add("--warmup-epochs", type=pairs.nonnegative_float, help=f"epochs of linear warm-up (Sec. 3.3: 10); by default at most a tenth of all {default('warmup_epochs')}")
     add("--optimizer", default="sgd", choices=["sgd", "lars"], help="sgd with momentum; lars for batches of thousands (the paper's), with --lr and --weight-decay of its own [sgd]")
     return pairs.parse(parser, argv, RECIPES)
@@ -212,7 +212,7 @@ def main():
     source = pairs.load_pairs(args)
     view1, view2 = pairs.make_views(args, source.pool.image_size)
 
-    torch.manual_seed(args.seed)  # the backbone first: equal initial weights in both arms and all methods (SimSiam's ResNets: but for zero_init_residual)
+    torch.manual_seed(args.seed)  # the backbone first: equal initial weights in both arms and all methods (but for zero_init_residual in SimSiam's ResNets)
     backbone, width = evaluate.build_backbone(args.backbone, source.pool.image_size, verbose=True)
     model = BYOL(backbone, width, args.hidden_dim, args.projection_dim)
     model = model.to(device, memory_format=torch.channels_last)

@@ -15,8 +15,8 @@ The rules, for every number that this file prints:
   1. a frozen backbone is frozen: features come from the backbone, not the projection head, in eval mode, computed
      once; the backbone is compared with a copy of itself afterwards and must be bit-identical;
   2. nothing is chosen on test images: the probe's L2 strength and the learning rate of fine-tuning are chosen on
-     the data's own validation split, or a fifth of its training images; then the head is fitted again on all of
-     them, and the test images are read once;
+     the data's own validation split, or a fifth of its training images; then the head is fitted again on training
+     and validation images together, and scored once on the test images;
   3. beside each number stand chance and the same evaluation of the untrained backbone (same seed, step 0); a detector's
      baseline is a run of its own, --init random;
   4. semantic pairs use labels. Numbers on categories that pretraining saw are therefore not self-supervised
@@ -263,7 +263,7 @@ def knn(train_x, train_y, test_x, test_y, k=200, temperature=0.1):
     correct, classes = 0, int(train_y.max()) + 1
     for x, y in zip(test_x.split(1024), test_y.split(1024)):
         similarity, index = (x @ train_x.T).topk(min(k, len(train_x)), dim=1)
-        votes = x.new_zeros(len(x), classes)  # relative to the nearest one's, so that not all vanish at a low temperature
+        votes = x.new_zeros(len(x), classes)  # relative to the nearest one's: at a low temperature exp overflows
         votes.scatter_add_(1, train_y[index], torch.exp((similarity - similarity[:, :1]) / temperature))
         correct += (votes.argmax(1) == y).sum().item()
     return correct / len(test_y)
@@ -350,7 +350,7 @@ L2_GRID = [10.0**k for k in range(1, -8, -1)]  # from strong to weak: each fit s
 def linear_probe(train_x, train_y, test_x, test_y, classes, grid=L2_GRID, split=None, metric="top-1"):
     """Linear probe on frozen features (N, d): {"accuracy", "metric", "l2", "validation": {l2: accuracy}}.
 
-    Features are standardised with the training mean and deviation. The L2 strength is the one that is best on some
+    Features are standardised with the training mean and standard deviation. The L2 strength is the one that is best on some
     of the training rows (if equal, the stronger one); the probe is fitted again on all of them; the test images
     are read once (Kornblith et al. 2019, Sec. A.4). split: (rows to choose on, rows to train on), else a_fifth.
     "accuracy" is in the metric named (see `score`).

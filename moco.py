@@ -1,6 +1,6 @@
 """MoCo v2 (Chen et al. 2020, arXiv 2003.04297; MoCo: He et al. 2019, arXiv 1911.05722), on augmented or on semantic pairs.
 
-    python moco.py --pairs semantic                                    # embedded scenes, minutes on two CPU cores
+    python moco.py --pairs semantic                                    # built-in scenes, minutes on two CPU cores
     python moco.py --pairs augmented                                   # its matched baseline
     python moco.py --pairs semantic --data cifar10 --download          # ResNet-18, a GPU is used where there is one
 
@@ -9,8 +9,8 @@
     q, k     query and key (N, d): embeddings of x1 by the encoder, of x2 by its slow copy; the loss normalises them
     queue    (K, d), the K latest keys: the negatives
 
-What changes relative to simclr.py: a key encoder that slowly follows the query encoder, a queue of negatives, and a loss in
-one direction, from x1 to x2.
+What changes relative to simclr.py: a key encoder that slowly follows the query encoder, a queue of negatives, a loss in one
+direction, from x1 to x2, and a head without BatchNorm.
 
 SimCLR's negatives are limited by its batch; a queue holds K of them for the price of N. Its oldest keys were encoded K / N
 steps ago; their encoder changes slowly, so that old and new keys stay comparable (MoCo, Sec. 3.2).
@@ -47,7 +47,7 @@ import pairs
 
 # ------------------------------------------------------------------------------------------- CONFIG
 
-# defaults: on the embedded scenes, and on photographs (MoCo's CIFAR-10 demo)
+# defaults: on the built-in scenes, and on photographs (MoCo's CIFAR-10 demo)
 RECIPES = {
     "scenes": dict(backbone="convnet", epochs=40, batch_size=64, lr=0.06, weight_decay=1e-4,
                    crop_min=0.5, jitter=[0.2, 0.2, 0.2, 0.05], temperature=0.2, queue_size=1024, bn_splits=2),
@@ -62,8 +62,8 @@ def parse_args(argv=None):
     # -- shared by the four methods, word for word
     add("--pairs", default="augmented", help="augmented: two views of one image; semantic: two images of one class; FILE.csv: a curated list with columns image_a,image_b [augmented]")
     add("--arm", default="semantic", choices=["semantic", "augmented"], help="with FILE.csv: augmented pairs each row's image_a with itself, the matched baseline [semantic]")
-    add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs kept, others in each epoch; the rest become augmented: how few suffice? [1]")
-    add("--false-pairs", type=pairs.fraction, default=0.0, help="share of the semantic (or the list's) partners drawn from another category, others in each epoch: what does curation buy? [0]")
+    add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs kept, redrawn every epoch; the rest become augmented: how few suffice? [1]")
+    add("--false-pairs", type=pairs.fraction, default=0.0, help="share of the semantic (or the list's) partners drawn from another category, redrawn every epoch: what does curation buy? [0]")
     add("--data", type=pairs.named, help=f"scenes; a folder of class folders, with train/ and test/ or without; or {', '.join(pairs.TORCHVISION_SETS)} [scenes]")
     add("--root", default="data", help="folder of torchvision's data sets [data]")
     add("--download", action="store_true", help="let torchvision download the data set into --root")
@@ -75,7 +75,7 @@ def parse_args(argv=None):
     add("--epochs", type=pairs.positive_int, help=f"passes over the anchors {default('epochs')}")
     add("--batch-size", type=pairs.positive_int, help=f"pairs in a step {default('batch_size')}")
     add("--lr", type=pairs.positive_float, help=f"peak learning rate per 256 pairs: a step uses lr * batch / 256 (Goyal et al. 2017) {default('lr')}")
-    add("--weight-decay", type=pairs.nonnegative_float, help=f"L2 added to the gradient of every weight {default('weight_decay')}")
+    add("--weight-decay", type=pairs.nonnegative_float, help=f"coefficient of the L2 penalty {default('weight_decay')}")
     add("--seed", type=pairs.seed_int, default=0, help="seed of the scenes, the weights, the order, the partners and the augmentation [0]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
     add("--compile", action="store_true", help="torch.compile the networks, for GPUs: costs time at the start, and gains little on a CPU (README, Speed)")
@@ -92,7 +92,7 @@ def parse_args(argv=None):
     add("--hidden-dim", type=pairs.positive_int, help="width of the projector's hidden layer (v2) [the features' width]")
     add("--projection-dim", type=pairs.positive_int, default=128, help="width d of queries and keys (v1, Sec. 3.3) [128]")
     add("--queue-size", type=pairs.positive_int, help=f"negatives K, a multiple of the batch (v1, Sec. 4.1: 65536) {default('queue_size')}")
-    add("--ema-decay", type=pairs.fraction, default=0.99, help="of the key encoder, by step (v1, Sec. 3.2: 0.999; CIFAR-10 demo: 0.99) [0.99]")
+    add("--ema-decay", type=pairs.fraction, default=0.99, help="of the key encoder, per step (v1, Sec. 3.2: 0.999; CIFAR-10 demo: 0.99) [0.99]")
     add("--bn-splits", type=pairs.positive_int, help=f"parts of the batch (of several GPUs: of each one's share) with BatchNorm statistics of their own (paper: 8 GPUs, 1 part each) {default('bn_splits')}")
     return pairs.parse(parser, argv, RECIPES)
 
@@ -235,7 +235,7 @@ def main():
     source = pairs.load_pairs(args)
     view1, view2 = pairs.make_views(args, source.pool.image_size)
 
-    torch.manual_seed(args.seed)  # the backbone first: equal initial weights in both arms and all methods (SimSiam's ResNets: but for zero_init_residual)
+    torch.manual_seed(args.seed)  # the backbone first: equal initial weights in both arms and all methods (but for zero_init_residual in SimSiam's ResNets)
     backbone, width = evaluate.build_backbone(args.backbone, source.pool.image_size, verbose=True)
     model = MoCo(backbone, width, args.hidden_dim or width, args.projection_dim, args.queue_size, args.bn_splits)
     model = model.to(device, memory_format=torch.channels_last)

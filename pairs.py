@@ -6,7 +6,7 @@
     python simclr.py --pairs FILE.csv --arm augmented     the matched baseline of that list
 
 A worked example. Five images, labels = [0, 0, 0, 1, 1]. An epoch visits every image once as the
-*anchor*, in a random order that depends on the seed alone, say 3, 0, 4, 2, 1. The two arms then differ
+*anchor*, in a random order that depends on seed and epoch alone, say 3, 0, 4, 2, 1. The two arms then differ
 in one index, the *partner*:
 
     anchor      3  0  4  2  1
@@ -16,7 +16,7 @@ in one index, the *partner*:
 Everything else (image pool, order of anchors, number of pairs, augmentation draws) is equal, so a
 difference between two runs is a difference between the pairs.
 
-Reading order: pairs, augmentation; then where they come from: folders and lists, the embedded `scenes`, torchvision's sets,
+Reading order: pairs, augmentation; then where they come from: folders and lists, the built-in `scenes`, torchvision's sets,
 the cache, boxes; last what all programs share, and how a list of pairs is made. This file knows no method, optimiser or loss.
 """
 
@@ -128,8 +128,8 @@ class Pairs:
     """A pool of images and the rule that makes pairs of them.
 
     kind: "augmented" | "semantic" | "list". For a list, `rows` (R, 2) holds image indices of its pairs.
-    false_pairs: the share of semantic partners that is drawn from another category instead, others in each epoch.
-    semantic_share: the share of pairs that is semantic, others in each epoch; the rest are augmented.
+    false_pairs: the share of semantic partners that is drawn from another category instead, redrawn every epoch.
+    semantic_share: the share of pairs that is semantic, redrawn every epoch; the rest are augmented.
     """
 
     pool: ImageSet
@@ -230,7 +230,7 @@ def batches(pairs, epoch, batch_size, view1, view2, device, images=None):
     images = to_device(pairs.pool.images, device) if images is None else images
     anchor, partner = (index.to(images.device) for index in pairs.epoch(epoch))
     rank, world = rank_and_world()
-    # of several processes each draws its own numbers; a single one draws as if there could be no others
+    # each process draws its own numbers; a single one leaves its rank out of the key
     share, generator = batch_size // world, stream("augment", pairs.seed, epoch, *[rank] * (world > 1))
     slices = [slice(i + rank * share, i + (rank + 1) * share) for i in range(0, len(pairs) - batch_size + 1, batch_size)]
     if images.device.type == torch.device(device).type:
@@ -329,11 +329,10 @@ def draw(view, n, size, generator):
 def augment(images, view, generator, at_once=256 * 3 * 32**2):
     """A batch uint8 (N, 3, S, S) under one view: float32 (N, 3, S, S), ImageNet-normalised, same device.
 
-    Every parameter is drawn for each image by itself; the distribution is that of torchvision's
-    RandomResizedCrop, RandomHorizontalFlip, ColorJitter, RandomGrayscale, GaussianBlur, RandomSolarize
-    applied image by image, at the speed of a few operations on the whole batch (on a CPU on parts of it, of
-    `at_once` numbers but at least 8 images, which suit its cache better). Raises ValueError for images that are not uint8
-    and square.
+    Parameters are drawn independently for each image; the distribution is that of torchvision's RandomResizedCrop,
+    RandomHorizontalFlip, ColorJitter, RandomGrayscale, GaussianBlur, RandomSolarize applied image by image, in a few
+    operations on the whole batch (on a CPU on parts of it that suit its cache: `at_once` numbers, but at least 8 images).
+    Raises ValueError for images that are not uint8 and square.
     """
     n, size = len(images), images.shape[-1]
     if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
@@ -671,7 +670,7 @@ def read_rows(file, folder=None):
 
 # ------------------------------------------------------------------------------------------- images
 
-# -- scenes: the embedded data set. A category is a shape; everything else is nuisance.
+# -- scenes: the built-in data set. A category is a shape; everything else is nuisance.
 
 SCENE_CATEGORIES, SCENE_TRAIN, SCENE_TEST = 256, 16, 4  # seen in pretraining; images per category
 HELD_OUT_CATEGORIES, HELD_OUT_TRAIN, HELD_OUT_TEST = 20, 10, 50  # never seen in pretraining: a probe with few labels
@@ -800,7 +799,7 @@ def render_scenes(factors, shapes, size, generator):
 
 
 def scenes(split="train", image_size=32, seed=0, held_out=False, details=False, shifted=False):
-    """The embedded data set: an ImageSet and, with `details`, also (factors, masks, boxes) as `render_scenes`.
+    """The built-in data set: an ImageSet and, with `details`, also (factors, masks, boxes) as `render_scenes`.
 
     `seed` is the world: its categories, its images. `split` is "train" or "test": same categories, other
     images. `held_out` takes categories that the train split of the same world does not contain; `shifted`

@@ -1,6 +1,6 @@
 """SimCLR (Chen et al. 2020, arXiv 2002.05709), on augmented or on semantic pairs.
 
-    python simclr.py --pairs semantic                                  # embedded scenes, minutes on two CPU cores
+    python simclr.py --pairs semantic                                  # built-in scenes, minutes on two CPU cores
     python simclr.py --pairs augmented                                 # its matched baseline
     python simclr.py --pairs semantic --data cifar10 --download        # ResNet-18, a GPU is used where there is one
 
@@ -16,7 +16,7 @@ Deviations from the paper and google-research/simclr
   1. SGD with momentum by default: batches here are 128-512, LARS (--optimizer lars) is for thousands.
   2. The loss is the mean over the 2N anchors, as in the paper's Algorithm 1; the official code sums the means of
      the two views, which is twice that.
-  3. Inputs are normalised with ImageNet's mean and deviation (official: [0, 1]), so that one backbone file
+  3. Inputs are normalised with ImageNet's mean and standard deviation (official: [0, 1]), so that one input
      convention serves all methods and torchvision's weights. Crops are bilinear (official: bicubic).
   4. The two views go through the network one after the other, so BatchNorm sees N images at a time.
   5. The projector's last BatchNorm has a bias (official: a scale only).
@@ -40,7 +40,7 @@ import pairs
 
 # ------------------------------------------------------------------------------------------- CONFIG
 
-# defaults: on the embedded scenes, and on photographs (augmentation and temperature: SimCLR App. B.9, CIFAR-10; lr and
+# defaults: on the built-in scenes, and on photographs (augmentation and temperature: SimCLR App. B.9, CIFAR-10; lr and
 # weight decay of SGD: lightly's CIFAR-10 benchmark)
 RECIPES = {
     "scenes": dict(backbone="convnet", epochs=20, batch_size=128, lr=0.06, weight_decay=5e-4,
@@ -56,8 +56,8 @@ def parse_args(argv=None):
     # -- shared by the four methods, word for word
     add("--pairs", default="augmented", help="augmented: two views of one image; semantic: two images of one class; FILE.csv: a curated list with columns image_a,image_b [augmented]")
     add("--arm", default="semantic", choices=["semantic", "augmented"], help="with FILE.csv: augmented pairs each row's image_a with itself, the matched baseline [semantic]")
-    add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs kept, others in each epoch; the rest become augmented: how few suffice? [1]")
-    add("--false-pairs", type=pairs.fraction, default=0.0, help="share of the semantic (or the list's) partners drawn from another category, others in each epoch: what does curation buy? [0]")
+    add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs kept, redrawn every epoch; the rest become augmented: how few suffice? [1]")
+    add("--false-pairs", type=pairs.fraction, default=0.0, help="share of the semantic (or the list's) partners drawn from another category, redrawn every epoch: what does curation buy? [0]")
     add("--data", type=pairs.named, help=f"scenes; a folder of class folders, with train/ and test/ or without; or {', '.join(pairs.TORCHVISION_SETS)} [scenes]")
     add("--root", default="data", help="folder of torchvision's data sets [data]")
     add("--download", action="store_true", help="let torchvision download the data set into --root")
@@ -69,7 +69,7 @@ def parse_args(argv=None):
     add("--epochs", type=pairs.positive_int, help=f"passes over the anchors {default('epochs')}")
     add("--batch-size", type=pairs.positive_int, help=f"pairs in a step {default('batch_size')}")
     add("--lr", type=pairs.positive_float, help=f"peak learning rate per 256 pairs: a step uses lr * batch / 256 (Goyal et al. 2017) {default('lr')}")
-    add("--weight-decay", type=pairs.nonnegative_float, help=f"L2 added to the gradient of every weight {default('weight_decay')}")
+    add("--weight-decay", type=pairs.nonnegative_float, help=f"coefficient of the L2 penalty {default('weight_decay')}")
     add("--seed", type=pairs.seed_int, default=0, help="seed of the scenes, the weights, the order, the partners and the augmentation [0]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
     add("--compile", action="store_true", help="torch.compile the networks, for GPUs: costs time at the start, and gains little on a CPU (README, Speed)")
@@ -193,7 +193,7 @@ def main():
     source = pairs.load_pairs(args)
     view1, view2 = pairs.make_views(args, source.pool.image_size)
 
-    torch.manual_seed(args.seed)  # the backbone first: equal initial weights in both arms and all methods (SimSiam's ResNets: but for zero_init_residual)
+    torch.manual_seed(args.seed)  # the backbone first: equal initial weights in both arms and all methods (but for zero_init_residual in SimSiam's ResNets)
     backbone, width = evaluate.build_backbone(args.backbone, source.pool.image_size, verbose=True)
     model = SimCLR(backbone, width, args.hidden_dim or width, args.projection_dim)
     model = model.to(device, memory_format=torch.channels_last)

@@ -1,6 +1,6 @@
 """SimSiam (Chen & He 2021, arXiv 2011.10566), on augmented or on semantic pairs.
 
-    python simsiam.py --pairs semantic                                 # embedded scenes, minutes on two CPU cores
+    python simsiam.py --pairs semantic                                 # built-in scenes, minutes on two CPU cores
     python simsiam.py --pairs augmented                                # its matched baseline
     python simsiam.py --pairs semantic --data cifar10 --download       # ResNet-18, a GPU is used where there is one
 
@@ -16,7 +16,7 @@ that stands still, as in alternating optimisation (Sec. 5); why this does not en
 
 Deviations from the paper and facebookresearch/simsiam
   1. The learning rate falls along a cosine by step, not by epoch (the predictor's stays constant, as there).
-  2. The projector has two layers (Sec. 4 and App. D of the paper for CIFAR-10); --projector-layers 3 is the paper's
+  2. The projector has two layers (the paper's App. D, for CIFAR-10); --projector-layers 3 is the paper's
      for ImageNet.
   3. On photographs 200 epochs (App. D: 800).
   4. On scenes: a small convnet, a narrower projector, small batches (more steps in a few minutes), lr 0.4, crops
@@ -41,7 +41,7 @@ import pairs
 
 # ------------------------------------------------------------------------------------------- CONFIG
 
-# defaults: on the embedded scenes, and on photographs (SimSiam App. D: CIFAR-10)
+# defaults: on the built-in scenes, and on photographs (SimSiam App. D: CIFAR-10)
 RECIPES = {
     "scenes": dict(backbone="convnet", epochs=30, batch_size=64, lr=0.4, weight_decay=1e-5,
                    crop_min=0.8, jitter=[0.2, 0.2, 0.8, 0.5], embedding_dim=512, bottleneck_dim=512),
@@ -56,8 +56,8 @@ def parse_args(argv=None):
     # -- shared by the four methods, word for word
     add("--pairs", default="augmented", help="augmented: two views of one image; semantic: two images of one class; FILE.csv: a curated list with columns image_a,image_b [augmented]")
     add("--arm", default="semantic", choices=["semantic", "augmented"], help="with FILE.csv: augmented pairs each row's image_a with itself, the matched baseline [semantic]")
-    add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs kept, others in each epoch; the rest become augmented: how few suffice? [1]")
-    add("--false-pairs", type=pairs.fraction, default=0.0, help="share of the semantic (or the list's) partners drawn from another category, others in each epoch: what does curation buy? [0]")
+    add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs kept, redrawn every epoch; the rest become augmented: how few suffice? [1]")
+    add("--false-pairs", type=pairs.fraction, default=0.0, help="share of the semantic (or the list's) partners drawn from another category, redrawn every epoch: what does curation buy? [0]")
     add("--data", type=pairs.named, help=f"scenes; a folder of class folders, with train/ and test/ or without; or {', '.join(pairs.TORCHVISION_SETS)} [scenes]")
     add("--root", default="data", help="folder of torchvision's data sets [data]")
     add("--download", action="store_true", help="let torchvision download the data set into --root")
@@ -69,7 +69,7 @@ def parse_args(argv=None):
     add("--epochs", type=pairs.positive_int, help=f"passes over the anchors {default('epochs')}")
     add("--batch-size", type=pairs.positive_int, help=f"pairs in a step {default('batch_size')}")
     add("--lr", type=pairs.positive_float, help=f"peak learning rate per 256 pairs: a step uses lr * batch / 256 (Goyal et al. 2017) {default('lr')}")
-    add("--weight-decay", type=pairs.nonnegative_float, help=f"L2 added to the gradient of every weight {default('weight_decay')}")
+    add("--weight-decay", type=pairs.nonnegative_float, help=f"coefficient of the L2 penalty {default('weight_decay')}")
     add("--seed", type=pairs.seed_int, default=0, help="seed of the scenes, the weights, the order, the partners and the augmentation [0]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
     add("--compile", action="store_true", help="torch.compile the networks, for GPUs: costs time at the start, and gains little on a CPU (README, Speed)")
@@ -77,7 +77,7 @@ def parse_args(argv=None):
     add("--resume", action="store_true", help="go on from the run folder's checkpoint, with the same options")
     add("--without", default="", help="transforms to switch off, comma-separated: crop, flip, jitter, gray, blur, solarize []")
     # -- SimSiam's own
-    add("--crop-min", type=pairs.fraction, help=f"smallest crop, share of the image area (Sec. 3: 0.2, as MoCo v2) {default('crop_min')}")
+    add("--crop-min", type=pairs.fraction, help=f"smallest crop, share of the image area (App. A: 0.2, as MoCo v2) {default('crop_min')}")
     add("--jitter", type=pairs.nonnegative_float, nargs=4, help=f"brightness, contrast, saturation, hue (MoCo v2: 0.4 0.4 0.4 0.1) {default('jitter')}")
     add("--gray", type=pairs.fraction, default=0.2, help="probability of grayscale (MoCo v2) [0.2]")
     add("--blur", type=pairs.fraction, nargs=2, help="probability of blur in view 1 and view 2 (MoCo v2) [0.5 0.5; 0 0 below 64 px]")
@@ -150,7 +150,7 @@ def train(model, optimizer, source, view1, view2, run, args):
         for x1, x2 in pairs.batches(source, epoch, args.batch_size, view1, view2, device, images):
             lr = learning_rate(run.step, total, peak)
             backbone_and_projector, predictor = optimizer.param_groups
-            backbone_and_projector["lr"], predictor["lr"] = lr, peak  # Sec. 4.2: the predictor should keep up
+            backbone_and_projector["lr"], predictor["lr"] = lr, peak  # Sec. 4.2: the predictor should keep up with z
             with evaluate.autocast(device):
                 (z1, p1), (z2, p2) = network(x1), network(x2)
             loss = 0.5 * negative_cosine(p1.float(), z2.float()) + 0.5 * negative_cosine(p2.float(), z1.float())
@@ -171,7 +171,7 @@ def main():
     source = pairs.load_pairs(args)
     view1, view2 = pairs.make_views(args, source.pool.image_size)
 
-    torch.manual_seed(args.seed)  # the backbone first: equal initial weights in both arms and all methods (SimSiam's ResNets: but for zero_init_residual)
+    torch.manual_seed(args.seed)  # the backbone first: equal initial weights in both arms and all methods (but for zero_init_residual in SimSiam's ResNets)
     backbone, width = evaluate.build_backbone(args.backbone, source.pool.image_size, args.zero_init_residual, verbose=True)
     model = SimSiam(backbone, width, args.embedding_dim, args.bottleneck_dim, args.projector_layers)
     model = model.to(device, memory_format=torch.channels_last)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Ablations on the embedded scenes, seeds 0 to 2, default options but for what is named: curation (how many pairs are
+# Ablations on the built-in scenes, seeds 0 to 2, default options but for what is named: curation (how many pairs are
 # semantic, how many are false), augmentation, architecture. Two runs at a time, one thread each: two hours. The runs
 # that they stand beside, nothing changed, are those of results/scenes. From the repository's root:
 #     bash results/ablations/run.sh [python]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Curated lists, which say once and for all which images are pairs, beside semantic pairs that are drawn anew in every epoch: SimCLR on
-# the embedded scenes with its default options, seeds 0 to 2, planned before the first run. mined.csv and near.csv are proposed by the
+# the built-in scenes with its default options, seeds 0 to 2, planned before the first run. mined.csv and near.csv are proposed by the
 # features of the augmented run of the same seed: the nearest image of all (no labels are used), and the nearest of the same category.
 # Two runs at a time, one thread each: an hour. The runs here are of commit b7d3735. From the repository's root:
 #     bash results/lists/run.sh [python]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The study on the embedded scenes: four methods x two kinds of pairs x five seeds, default options; then transfer to a
+# The study on the built-in scenes: four methods x two kinds of pairs x five seeds, default options; then transfer to a
 # shifted context, invariance, and the comparison. Two runs at a time, one thread each, which uses two cores best: about
 # an hour. From the repository's root:
 #     bash results/scenes/run.sh [python]
