@@ -103,8 +103,7 @@ def build_backbone(name, image_size, zero_init_residual=False, verbose=False):
     linears = [key for key, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linears:
         raise UserError(f"--backbone {name}: it has no linear classifier to remove; choose another")
-    parent, _, key = linears[-1].rpartition(".")  # torchvision's classifiers are last
-    setattr(model.get_submodule(parent), key, nn.Identity())
+    model.set_submodule(linears[-1], nn.Identity())  # torchvision's classifiers are last
     if isinstance(model, torchvision.models.ResNet):
         small = image_size <= 64
         if small:
@@ -236,20 +235,17 @@ def features(backbone, images, batch_size=256, what="features"):
     Raises AssertionError when the pass changed the backbone (a head must not move what it judges), Diverged when features
     are not finite.
     """
-    before, modes = copy.deepcopy(backbone.state_dict()), {module: module.training for module in backbone.modules()}
-    device = next(backbone.parameters()).device
-    backbone.eval()  # running statistics of BatchNorm are used, and stay as they are
+    frozen = copy.deepcopy(backbone).eval()  # running statistics of BatchNorm are used, and stay as they are
+    device = next(frozen.parameters()).device
     out, progress = [], pairs.Progress(what, len(images))
     for batch in images.split(batch_size):
         x = pairs.normalize(batch.to(device)).contiguous(memory_format=torch.channels_last)
-        out.append(backbone(x).float())
+        out.append(frozen(x).float())
         progress(sum(map(len, out)))
-    for module, training in modes.items():
-        module.training = training
     h = torch.cat(out)
     if not h.isfinite().all():
         raise Diverged(f"{what}: not all are finite, so the network has diverged; train it with a lower --lr or a larger --batch-size")
-    assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items()), "the backbone moved"
+    assert all(map(torch.equal, frozen.state_dict().values(), backbone.state_dict().values())), "the backbone moved"
     return h
 
 
@@ -283,17 +279,14 @@ def score(metric, logits, y):
     of that share), or "11-point mAP" (mean over the classes of voc_average_precision; y (N, C) of 1, 0, -1).
     Raises ValueError for another metric."""
     if metric == "11-point mAP":
-        aps = []
-        for scores, truth in zip(logits.T, y.T):
-            order = scores[truth >= 0].argsort(descending=True, stable=True)
-            aps.append(voc_average_precision((truth[truth >= 0][order] == 1).cpu().numpy(), int((truth == 1).sum())))
-        return float(np.nanmean(aps))
+        ranked = y.gather(0, logits.argsort(dim=0, descending=True, stable=True)).cpu().numpy()
+        hits = [truth[truth >= 0] == 1 for truth in ranked.T]
+        return float(np.nanmean([voc_average_precision(right, right.sum()) for right in hits]))
     if metric not in ("top-1", "mean per class"):
         raise ValueError(f"no metric {metric}")
     right = (logits.argmax(1) == y).float()
     if metric == "mean per class":
-        count = torch.bincount(y, minlength=logits.shape[1])
-        return (torch.bincount(y, right, minlength=logits.shape[1])[count > 0] / count[count > 0]).mean().item()
+        return (torch.bincount(y, right) / torch.bincount(y)).nanmean().item()  # nan: a class without images
     return right.mean().item()
 
 
@@ -360,15 +353,14 @@ def linear_probe(train_x, train_y, test_x, test_y, classes, grid=L2_GRID, split=
     train_x, test_x = (train_x - mean) / std, (test_x - mean) / std
     accuracy = lambda w, x, y: score(metric, x @ w[:-1] + w[-1], y)
 
-    curve, weights, best, progress = {}, None, None, pairs.Progress("linear probe, L2 strengths", len(grid))
+    curve, fitted, weights, progress = {}, {}, None, pairs.Progress("linear probe, L2 strengths", len(grid))
     for l2 in grid:
-        weights = logistic_regression(train_x[kept], train_y[kept], classes, l2, weights)
+        weights = fitted[l2] = logistic_regression(train_x[kept], train_y[kept], classes, l2, weights)
         curve[l2] = accuracy(weights, train_x[held], train_y[held])
-        if best is None or curve[l2] > curve[best[0]]:
-            best = l2, weights
         progress(len(curve))
-    weights = logistic_regression(train_x, train_y, classes, *best)
-    return {"accuracy": accuracy(weights, test_x, test_y), "metric": metric, "l2": best[0], "validation": curve}
+    best = max(curve, key=curve.get)  # of equals the first, which is the strongest
+    weights = logistic_regression(train_x, train_y, classes, best, fitted[best])
+    return {"accuracy": accuracy(weights, test_x, test_y), "metric": metric, "l2": best, "validation": curve}
 
 
 def judge(heads, trained, untrained, train, test, val=None, **options):
@@ -507,8 +499,7 @@ def train_detector(model, data, steps, batch_size, lr, seed):
     Objects marked difficult are left out of training. Raises UserError when the loss is not finite.
     """
     device, generator = next(model.parameters()).device, pairs.stream("detect", seed)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=1e-4)
     peak, order, progress = lr * batch_size / 16, torch.empty(0, dtype=torch.long), pairs.Progress("training the detector, steps", steps)
     model.train()
     for step in range(steps):
@@ -539,19 +530,19 @@ def detect(model, data):
     device, found, progress = next(model.parameters()).device, [], pairs.Progress("detecting, images", len(data))
     model.eval()
     for i in range(len(data)):
-        out = model([data.image(i).to(device) / 255])[0]
-        found.append({"boxes": out["boxes"].cpu().numpy(), "scores": out["scores"].cpu().numpy(), "labels": out["labels"].cpu().numpy() - 1})
+        out = {key: value.cpu().numpy() for key, value in model([data.image(i).to(device) / 255])[0].items()}
+        found.append(out | {"labels": out["labels"] - 1})  # 0 is background
         progress(i + 1)
     return found
 
 
-def overlaps(a, b, crowd=None):
+def overlaps(a, b, crowd=False):
     """IoU (len(a), len(b)) of boxes x1, y1, x2, y2; for `crowd` columns the share of a's area instead (COCO)."""
     side = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
     shared = side.clip(0).prod(2)
     area = lambda boxes: (boxes[:, 2:] - boxes[:, :2]).prod(1)
     union = area(a)[:, None] + area(b)[None] - shared
-    return shared / np.where(crowd[None], area(a)[:, None], union) if crowd is not None else shared / union
+    return shared / np.where(crowd, area(a)[:, None], union)
 
 
 COCO_THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -566,13 +557,13 @@ def coco_match(iou, crowd):
     hit, ignored = np.zeros((2, len(COCO_THRESHOLDS), len(iou)), bool)
     if not iou.shape[1]:
         return hit, ignored
-    free, levels = np.ones((len(COCO_THRESHOLDS), iou.shape[1]), bool), np.minimum(COCO_THRESHOLDS, 1 - 1e-10)
+    free = np.ones((len(COCO_THRESHOLDS), iou.shape[1]), bool)
     for d, row in enumerate(iou):
         possible = np.where(free & ~crowd, row, -1)
         best = possible.shape[1] - 1 - possible[:, ::-1].argmax(1)  # the last of equals, as pycocotools
-        hit[:, d] = possible.max(1) >= levels
+        hit[:, d] = possible.max(1) >= COCO_THRESHOLDS
         free[hit[:, d], best[hit[:, d]]] = False
-        ignored[:, d] = ~hit[:, d] & (np.where(crowd, row, -1).max() >= levels)
+        ignored[:, d] = ~hit[:, d] & (np.where(crowd, row, -1).max() >= COCO_THRESHOLDS)
     return hit, ignored
 
 
@@ -635,11 +626,11 @@ def voc_detection_ap(truth, found, classes, threshold=0.5):
             positives += (~difficult).sum()
             taken = set()
             for row, s in zip(iou, f["scores"][f_rows]):
-                best = row.argmax() if len(row) else None
-                hit = best is not None and row[best] >= threshold
+                hit = row.max(initial=0) >= threshold
+                best = row.argmax() if hit else None
                 if not (hit and difficult[best]):
                     scored.append((s, hit and best not in taken))
-                    taken |= {best} if hit else set()
+                    taken.add(best)
         scored.sort(key=lambda pair: -pair[0])
         result.append(voc_average_precision(np.array([right for _, right in scored], bool), positives))
     return np.array(result)
@@ -657,25 +648,24 @@ def box_metrics(data, found):
             "ap50_by_class": {name: None if np.isnan(v) else v for name, v in zip(data.classes, ap[:, 0].tolist())}}
 
 
-@pairs.picture
+@pairs.picture()
 def draw_detections(path, data, found, n=8, threshold=0.5):
     """Writes a picture of the first n images of a BoxSet: true boxes dashed, detections above the threshold solid."""
-    plt = pairs.pyplot()
+    import matplotlib.pyplot as plt
 
     n = min(n, len(data))
     figure, axes = plt.subplots(math.ceil(n / 4), min(n, 4), figsize=(4 * min(n, 4), 3.4 * math.ceil(n / 4)), squeeze=False, layout="constrained")
     colors = plt.get_cmap("tab10").colors
-    for i, axis in enumerate(axes.flat):
+    for axis in axes.flat:
         axis.axis("off")
-        if i >= n:
-            continue
+    for i, axis in zip(range(n), axes.flat):
         axis.imshow(data.image(i).permute(1, 2, 0).numpy())
         sure = found[i]["scores"] >= threshold
         for boxes, labels, style in ((data.boxes[i].numpy(), data.labels[i].numpy(), {"ls": ":", "lw": 1.2, "ec": "white"}),
                                      (found[i]["boxes"][sure], found[i]["labels"][sure], {"ls": "-", "lw": 1.6})):
             for (x1, y1, x2, y2), label in zip(boxes, labels):
                 axis.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, **{"ec": colors[label % 10]} | style))
-    handles = [plt.Line2D([], [], color=colors[i % 10], label=name) for i, name in enumerate(data.classes[:10])]
+    handles = [plt.Line2D([], [], color=color, label=name) for color, name in zip(colors, data.classes)]
     handles += [plt.Line2D([], [], color="gray", ls=":", label="true box (white)")]
     figure.legend(handles=handles, loc="outside lower center", ncols=6)
     figure.suptitle(f"{data.name}: detections with a score of at least {threshold}")
@@ -793,11 +783,10 @@ def collapse_signals(z):
     effective_rank: exp of the entropy of the singular values, normalised to sum 1 (Roy & Vetterli 2007):
     between 1 (one direction) and min(N, d).
     """
-    z = F.normalize(z.detach().cpu().double(), dim=1)  # Apple's GPUs have no float64
+    z = F.normalize(z.cpu().double(), dim=1)  # Apple's GPUs have no float64
     gram = z @ z.T if len(z) < z.shape[1] else z.T @ z
     s = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()  # z's singular values, faster than by an SVD; a GPU is idle meanwhile
-    s = s / s.sum().clamp(min=1e-12)  # all embeddings may be 0
-    rank = torch.exp(-(s * torch.log(s.clamp(min=1e-12))).sum())
+    rank = torch.special.entr(F.normalize(s, p=1, dim=0)).sum().exp()
     return (z.std(0).mean() * math.sqrt(z.shape[1])).item(), rank.item()
 
 
@@ -916,7 +905,8 @@ class Run:
                        "python": platform.python_version(), "torch": torch.__version__,
                        "torchvision": torchvision.__version__, "numpy": np.__version__, "pillow": PIL.__version__,
                        "threads": torch.get_num_threads(), "machine": platform.machine(), "git_commit": git_commit(),
-                       "precision": "bfloat16" if multiplies_in_bf16(torch.device(args.device)) else "float32"}
+                       "precision": "bfloat16" if multiplies_in_bf16(torch.device(args.device)) else "float32",
+                       "processes": pairs.rank_and_world()[1]}
         if torch.device(args.device).type == "cuda":
             self.config["gpu"] = torch.cuda.get_device_name()
         kind = args.pairs if args.pairs in ("augmented", "semantic") else Path(args.pairs).stem
@@ -932,7 +922,6 @@ class Run:
         self.batch_size, self.device = args.batch_size, torch.device(args.device)
         self.epoch = self.step = self.saved = 0
         self.first = pairs.rank_and_world()[0] == 0  # only process 0 writes
-        self.config["processes"] = pairs.rank_and_world()[1]
         if not args.resume:
             on_first(self._create)
         else:
@@ -1043,7 +1032,7 @@ class Run:
     def _publish(self):
         """Writes backbone.pt, and in config.json the epoch that it is of; results of an earlier one are set aside."""
         config, result = read_config(self.folder), self.folder / "result.json"
-        bare = {key: value.detach().cpu().contiguous() for key, value in self.backbone.state_dict().items()}
+        bare = {key: value.cpu().contiguous() for key, value in self.backbone.state_dict().items()}
         with pairs.locked(self.folder / "result.json.lock"):
             before = config.get("trained_epochs", self.epoch)
             if result.exists() and before != self.epoch:
@@ -1248,19 +1237,18 @@ TITLES = {"linear": "linear probe", "knn": "weighted kNN", "transfer": "linear p
 
 def show_table(results, config):
     """Prints {head: {data: result}} as a table with chance, the untrained backbone, and how to read it."""
-    names = [data for by_data in results.values() for data in by_data]
-    wide = max(18, *(len(name) + 2 for name in names))
+    rows = [(head, data, r) for head, by_data in results.items() for data, r in by_data.items()]
+    wide = max(18, *(len(data) + 2 for _, data, _ in rows))
     print(f"\n{'':14}{'data':{wide}}{'classes':>8}{'chance':>9}{'untrained':>11}{'this run':>10}")
-    for head, by_data in results.items():
-        for data, r in by_data.items():
-            print(f"{TITLES[head]:14}{data:{wide}}{r['classes']:8}{r['chance']:9.3f}{r['untrained']:11.3f}{r['accuracy']:10.3f}")
-    metrics = {r.get("metric", "top-1") for by_data in results.values() for r in by_data.values()} - {"top-1"}
+    for head, data, r in rows:
+        print(f"{TITLES[head]:14}{data:{wide}}{r['classes']:8}{r['chance']:9.3f}{r['untrained']:11.3f}{r['accuracy']:10.3f}")
+    metrics = {r.get("metric", "top-1") for *_, r in rows} - {"top-1"}
     unusual = f" The metric is {' or '.join(sorted(metrics))} where that is the set's own." if metrics else ""
     if "finetune" in results:
         print("Test accuracy with all layers trained; untrained: the same from a random start." + unusual)
     else:
         print("Test accuracy of frozen backbone features." + (" kNN: k = 200, temperature 0.1." if "knn" in results else "") + unusual)
-    of = lambda data: any(name == data or name.startswith(f"{data}, ") for name in names)  # after that, the share of the labels
+    of = lambda data: any(f"{name}, ".startswith(f"{data}, ") for _, name, _ in rows)  # after that, the share of the labels
     if of("scenes-held-out"):
         print("The headline is scenes-held-out: categories that no pretraining image shows. Semantic pairs use")
         print("labels, so on seen categories that arm has an advantage that is not self-supervised.")
@@ -1268,10 +1256,10 @@ def show_table(results, config):
         print("These categories were seen in pretraining, and semantic pairs use their labels: not a self-supervised figure.")
 
 
-@pairs.picture
+@pairs.picture()
 def draw_curves(folder):
     """curves.png of a run folder: loss and the two collapse signals over the epochs."""
-    plt = pairs.pyplot()
+    import matplotlib.pyplot as plt
 
     log = folder / "log.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
@@ -1313,8 +1301,8 @@ def control_of(config):
 
 def data_of(config):
     """What a run was trained on: the data set's name, and the pair list's if there is one."""
-    names = [Path(config["data"]).name] if config["data"] else []
-    return " ".join(names + ([Path(config["pairs"]).name] if config["pairs"] not in ("augmented", "semantic", None) else []))
+    pair_list = config["pairs"] if config["pairs"] not in ("augmented", "semantic") else None
+    return " ".join(Path(name).name for name in (config["data"], pair_list) if name)
 
 
 PROTOCOL = ("metric", "k", "classes", "n", "n_train", "n_test", "files_crc32", "n_fitted", "steps", "batch_size", "kind", "size", "rois", "roi_size")
@@ -1446,10 +1434,11 @@ def compare(runs, by=(), only=()):
 
 def compare_one(method, data, measure, members):
     """One row of `compare`, of the members (run, config, measures) that have the measure."""
-    row = {"method": method, "data": data, "measure": " ".join(measure), "untrained": {}, "chance": None}
+    row = {"method": method, "data": data, "measure": " ".join(measure), "chance": None,
+           "untrained": {}, "any": {}, "augmented": {}, "semantic": {}}
     protocol = {}  # {what should be equal: (value, run that has it)}
     for run, config, found in members:
-        arm, seed, number = row.setdefault(arm_of(config), {}), config["seed"], found[measure]
+        arm, seed, number = row[arm_of(config)], config["seed"], found[measure]
         for key, value in number["protocol"].items():
             other, where = protocol.setdefault(key, (value, run))  # results of older code may lack one
             if value != other:
@@ -1460,9 +1449,8 @@ def compare_one(method, data, measure, members):
             arm[seed], row["chance"] = number["value"], number.get("chance")
         if "untrained" in number:
             row["untrained"][seed] = number["untrained"]
-    augmented, semantic = row.get("augmented", {}), row.get("semantic", {})
-    row["seeds"] = sorted(augmented.keys() & semantic.keys())
-    row["difference"] = interval([semantic[k] - augmented[k] for k in row["seeds"]]) if row["seeds"] else None
+    row["seeds"] = sorted(row["augmented"].keys() & row["semantic"].keys())
+    row["difference"] = interval([row["semantic"][k] - row["augmented"][k] for k in row["seeds"]]) if row["seeds"] else None
     return row
 
 
@@ -1479,7 +1467,7 @@ def write_comparison(rows, folder):
     """Writes comparison.md, comparison.csv (raw values of each seed) and comparison.png; returns the Markdown."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    arms = ["untrained", *(arm for arm in ("any", "augmented", "semantic") if any(row.get(arm) for row in rows))]
+    arms = ["untrained", *(arm for arm in ("any", "augmented", "semantic") if any(row[arm] for row in rows))]
     lines = [f"| method | pretrained on | measure | {' | '.join(arms)} | semantic - augmented [95 %] | each seed |", "|---" * (5 + len(arms)) + "|"]
     with open(folder / "comparison.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file)
@@ -1490,14 +1478,13 @@ def write_comparison(rows, folder):
                 mean, low, high = row["difference"]
                 difference = f"{mean:+.3f}" + (f" [{low:+.3f}, {high:+.3f}]" if not math.isnan(low) else "")
                 each = ", ".join(f"{row['semantic'][k] - row['augmented'][k]:+.3f}" for k in row["seeds"])
-            cells = [mean_and_deviation(row.get(arm, {})) for arm in arms]
+            cells = [mean_and_deviation(row[arm]) for arm in arms]
             lines.append(f"| {' | '.join([row['method'], row['data'], row['measure'], *cells, difference, each])} |")
             for arm in arms:
-                table.writerows([row["method"], row["data"], row["measure"], arm, seed, value] for seed, value in sorted(row.get(arm, {}).items()))
+                table.writerows([row["method"], row["data"], row["measure"], arm, seed, value] for seed, value in sorted(row[arm].items()))
     alone = {}  # seeds that only one arm has
     for row in rows:
-        augmented, semantic = row.get("augmented", {}), row.get("semantic", {})
-        if augmented and semantic and (others := sorted(augmented.keys() ^ semantic.keys())):
+        if row["augmented"] and row["semantic"] and (others := sorted(row["augmented"].keys() ^ row["semantic"].keys())):
             alone.setdefault(tuple(others), []).append(f"{row['method']} {row['data']}, {row['measure']}")
     lines += [f"\nSeed {', '.join(map(str, seeds))}: of one arm only, so in its mean and not in the difference ({'; '.join(where)})." for seeds, where in alone.items()]
     (folder / "comparison.md").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
@@ -1511,12 +1498,13 @@ def legend_below(figure, axes, **options):
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles), frameon=False, **options)
 
 
-@pairs.picture
+@pairs.picture()
 def draw_comparison(rows, path, panels=6):
     """A picture of the first measures (accuracies, AP50, AP), those on held-out categories first: a point for each seed, a bar
     at the mean. One panel per measure, with the methods side by side; if there are several data sets or options, one panel
     per method and measure, with those side by side."""
-    plt = pairs.pyplot()
+    import matplotlib.pyplot as plt
+
     rows = [row for row in rows if not row["measure"].startswith("share of")] or rows
     rows = sorted(rows, key=lambda row: "held-out" not in row["measure"])
     several = len({row["data"] for row in rows}) > 1
@@ -1534,7 +1522,7 @@ def draw_comparison(rows, path, panels=6):
     for axis, (title, here) in zip(axes.flat, shown.items()):
         for x, row in enumerate(here):
             for arm, offset in (("untrained", -0.25), ("any", 0), ("augmented", 0), ("semantic", 0.25)):
-                values = list(row.get(arm, {}).values())
+                values = list(row[arm].values())
                 if values:
                     color = ARM_COLORS.get(arm, "black")
                     axis.plot([x + offset] * len(values), values, "o", ms=4, color=color, alpha=0.7, label=arm)
@@ -1551,11 +1539,13 @@ def draw_comparison(rows, path, panels=6):
     plt.close(figure)
 
 
-@pairs.picture
+@pairs.picture()
 def draw_invariance(results, path):
     """A picture of the shares {run: what invariance_run returns}: a panel for each method, a row for each factor, a point for
     each run, the mean larger; factors that the augmentation has, or imitates, above, the others below."""
-    plt, by_method = pairs.pyplot(), {}
+    import matplotlib.pyplot as plt
+
+    by_method = {}
     for run, shares in results.items():
         config = read_config(run)
         by_method.setdefault(config["method"] or config["backbone"], []).append((arm_of(config), shares))

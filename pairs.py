@@ -41,7 +41,7 @@ import zlib
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -155,7 +155,8 @@ class Pairs:
             wrong = torch.rand(len(anchor), generator=draw("which are false")) < self.false_pairs
             partner = torch.where(wrong, false_partners(self.pool.labels, draw("false partner"))[anchor], partner)
         if self.semantic_share < 1:
-            partner = torch.where(torch.rand(len(anchor), generator=draw("which are semantic")) < self.semantic_share, partner, anchor)
+            semantic = torch.rand(len(anchor), generator=draw("which are semantic")) < self.semantic_share
+            partner = torch.where(semantic, partner, anchor)
         return anchor, partner
 
     def rates(self, epoch):
@@ -233,10 +234,8 @@ def batches(pairs, epoch, batch_size, view1, view2, device, images=None):
     # each process draws its own numbers; a single one leaves its rank out of the key
     share, generator = batch_size // world, stream("augment", pairs.seed, epoch, *[rank] * (world > 1))
     slices = [slice(i + rank * share, i + (rank + 1) * share) for i in range(0, len(pairs) - batch_size + 1, batch_size)]
-    if images.device.type == torch.device(device).type:
-        taken = ((images[anchor[rows]], images[partner[rows]]) for rows in slices)
-    else:
-        taken = streamed(images, [(anchor[rows], partner[rows]) for rows in slices], device)
+    index, there = [(anchor[rows], partner[rows]) for rows in slices], images.device.type == torch.device(device).type
+    taken = ((images[a], images[b]) for a, b in index) if there else streamed(images, index, device)
     for a, b in taken:
         if view1 == view2:  # in one go, as every operation costs a launch
             yield augment(torch.cat([a, b]), view1, generator).chunk(2)
@@ -490,31 +489,21 @@ def solarize(x, threshold=0.5):
 # ------------------------------------------------------------------------------------------ picture
 
 
-def pyplot():
-    """matplotlib.pyplot, imported only where a picture is drawn, without a window."""
-    import matplotlib
+@contextmanager
+def picture():
+    """For functions that draw: no window, and names are shown as they are: a class may be called $5, which is no formula."""
+    import matplotlib  # only where a picture is drawn
 
     matplotlib.use("Agg")
-    import matplotlib.pyplot
-
-    return matplotlib.pyplot
-
-
-def picture(draw):
-    """A function that draws, made to show names as they are: a class may be called $5, which is no formula."""
-    @functools.wraps(draw)
-    def drawn(*arguments, **options):
-        with pyplot().rc_context({"text.parse_math": False}):
-            return draw(*arguments, **options)
-
-    return drawn
+    with matplotlib.rc_context({"text.parse_math": False}):
+        yield
 
 
-@picture
+@picture()
 def save_picture(path, source, view1, view2, columns=6):
     """Writes a picture of pairs, one a column, augmented on the left, semantic (or the list's) on the right: the two images,
     and under them the two views that the network sees."""
-    plt = pyplot()
+    import matplotlib.pyplot as plt
 
     semantic = "semantic" if source.rows is None else "list"
     counts = torch.bincount(source.pool.labels)
@@ -532,12 +521,11 @@ def save_picture(path, source, view1, view2, columns=6):
         generator = stream("picture", source.seed)
         a, b = source.pool.images[anchor], source.pool.images[partner]
         x1, x2 = (augment(images, view, generator) * std + mean for images, view in ((a, view1), (b, view2)))
-        axes = block.subplots(4, columns, squeeze=False)
+        axes = block.subplots(4, columns, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
         for title, images, row in zip(("anchor", "partner", "view 1,\nof the anchor", "view 2,\nof the partner"), (a / 255, b / 255, x1, x2), axes):
             row[0].set_ylabel(title, fontsize=9, alpha=float(kind == kinds[0]))  # unseen on the right: it keeps the halves alike
             for image, axis in zip(images, row):
                 axis.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
-                axis.set_xticks([]), axis.set_yticks([])
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
@@ -792,10 +780,8 @@ def render_scenes(factors, shapes, size, generator):
         images.append((image.clamp(0, 1) * 255).round().to(torch.uint8))
         masks.append(mask > 0.5)
     masks = torch.cat(masks)
-    first = lambda hit: hit.float().argmax(1)
-    columns, rows = masks.any(1), masks.any(2)
-    boxes = [first(columns), first(rows), size - first(columns.flip(1)), size - first(rows.flip(1))]
-    return torch.cat(images), masks, torch.stack(boxes, 1).float()
+    boxes = torchvision.ops.masks_to_boxes(masks) + torch.tensor([0, 0, 1, 1])  # the edges of the last pixels, not their places
+    return torch.cat(images), masks, boxes
 
 
 def scenes(split="train", image_size=32, seed=0, held_out=False, details=False, shifted=False):
@@ -857,13 +843,12 @@ def load_images(data, split="train", image_size=None, limit=None, seed=0, root="
     read; `cache` is the folder for decoded images of folders, see `cached`. Raises UserError when there is nothing
     to read, and when there are images that cannot be read, all of them named.
     """
+    limit = limit if split == "train" else None
     if data in SCENES:
         if split == "val":
             return None
         found = scenes(split, large_enough(image_size or 32), seed, held_out=data == "scenes-held-out", shifted=data == "scenes-shifted")
-        if split == "train" and limit:
-            found = replace(found, images=found.images[:limit], labels=found.labels[:limit])
-        return found
+        return replace(found, images=found.images[:limit], labels=found.labels[:limit])
     if data in TORCHVISION_SETS:
         found = open_torchvision(data, split, root, download)
     elif Path(data).is_dir():
@@ -875,10 +860,10 @@ def load_images(data, split="train", image_size=None, limit=None, seed=0, root="
         return None
     items, labels, classes = found
     order = by_turns(labels)
-    n, what = min(len(order), limit or len(order)) if split == "train" else len(order), f"reading {Path(data).name} {split}"
+    n, what = len(order[:limit]), f"reading {Path(data).name} {split}"
     if data in TORCHVISION_SETS:
         metric, files = TORCHVISION_SETS[data][-1], None
-        lazily = ((f"{data} {split}, image {i}", functools.partial(lambda i: items[i][0], i)) for i in order[:n].tolist())
+        lazily = ((f"{data} {split}, image {i}", lambda i=i: items[i][0]) for i in order[:n].tolist())
         images, kept = decode(lazily, n, image_size, what, skip_bad)
     else:
         paths = [items[i] for i in order.tolist()]
@@ -906,17 +891,15 @@ def open_torchvision(data, split, root, download):
         classes = sorted({name for t in truth for name in t["names"]})
         labels = torch.zeros(len(truth), len(classes), dtype=torch.long)
         for row, t in zip(labels, truth):  # -1 first, so that one object that is not difficult decides
-            for difficult in (True, False):
-                row[[classes.index(n) for n, d in zip(t["names"], t["difficult"]) if d == difficult]] = -1 if difficult else 1
+            for difficult, name in sorted(zip(t["difficult"], t["names"]), reverse=True):
+                row[classes.index(name)] = -1 if difficult else 1
         return items, labels, classes
     found = next(getattr(items, name) for name in ("targets", "labels", "_labels", "y", "_samples") if hasattr(items, name))
     labels = torch.as_tensor([sample[1] for sample in found] if cls == "StanfordCars" else found).long()
     classes = getattr(items, "classes", None) or getattr(items, "categories", None)
     if data in IMAGES_PER_CLASS:  # files in the order of their names, shuffled by a seed of its own: the same for all
         train, test = IMAGES_PER_CLASS[data]
-        rows = list(range(len(items)))
-        if cls == "SUN397":
-            rows.sort(key=lambda i: str(items._image_files[i]))
+        rows = sorted(range(len(items)), key=lambda i: str(items._image_files[i]) if cls == "SUN397" else i)
         shuffled = torch.tensor(rows)[torch.randperm(len(rows), generator=stream("split", data))]
         place = rank_in_class(labels[shuffled])
         kept = place < train if split == "train" else (place >= train) & (place < train + (test or len(rows)))
@@ -1021,8 +1004,7 @@ def open_image(item):
             pixels = np.asarray(image).clip(0, 65535)
             image = Image.fromarray((pixels if image.mode == "I" and pixels.max() < 256 else pixels // 256).astype(np.uint8))
         if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         return image if image.mode == "RGB" else image.convert("RGB")
     except UnidentifiedImageError:
         raise BadImage(name, "not an image, or of a kind that Pillow cannot read") from None
@@ -1033,10 +1015,8 @@ def open_image(item):
 def natural_size(paths):
     """The side of the images unless it is given: the short side of the first one that can be read, at most 224 pixels."""
     for path in paths:
-        try:
+        with suppress(BadImage):
             return min(224, *open_image(path).size)
-        except BadImage:
-            pass
     return 8  # there is none, which will be told when they are decoded
 
 
@@ -1111,11 +1091,10 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
     with first_process_first(), locked(folder / "lock"):  # of several processes or programs that want it, one builds, the others wait
         fingerprint = hashlib.sha256(repr([(s.st_size, s.st_mtime_ns) for s in map(os.stat, names)]).encode()).hexdigest()
         index, lengths = folder / "index.json", {"images.bin": size, "done.bin": n}
-        try:
+        current = False
+        with suppress(OSError, ValueError):
             whole = all((folder / name).stat().st_size == length for name, length in lengths.items())
             current = whole and json.loads(index.read_text())["fingerprint"] == fingerprint
-        except (OSError, ValueError):
-            current = False
         if not current:
             if index.exists():
                 print(f"{folder}: its source has changed, or it is damaged; decoding anew", flush=True)
@@ -1290,7 +1269,7 @@ def load_boxes(data, seed=0, image_size=128):
         if not found:
             raise UserError(f"--data {folder}: neither scenes nor a folder of the VOC layout (no Annotations/ in it)")
         folders += found
-    lists = lambda name: {f: f / "ImageSets" / "Main" / f"{name}.txt" for f in folders if (f / "ImageSets" / "Main" / f"{name}.txt").is_file()}
+    lists = lambda name: {f: file for f in folders if (file := f / "ImageSets" / "Main" / f"{name}.txt").is_file()}
     read = lambda files: [(f, line.split()[0]) for f, file in files.items() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if lists("test"):
         train, test = read(lists("train") | lists("trainval")), read(lists("test"))
@@ -1340,8 +1319,7 @@ def detection_scenes(split, n, image_size=128, seed=0, categories=5):
         wanted = torch.rand(n, generator=generator) < (0.6 if place else 1)
         images = rendered if images is None else images
         for i in wanted.nonzero()[:, 0].tolist():
-            earlier = torch.stack(boxes[i]) if boxes[i] else torch.empty(0, 4)
-            if torchvision.ops.box_iou(found[i : i + 1], earlier).sum() == 0:
+            if not boxes[i] or torchvision.ops.box_iou(found[i : i + 1], torch.stack(boxes[i])).sum() == 0:
                 images[i] = torch.where(masks[i], rendered[i], images[i])
                 boxes[i].append(found[i])
                 labels[i].append(int(drawn["category"][i]))
@@ -1438,9 +1416,8 @@ def parse(parser, argv, recipes):
         recipe["warmup_epochs"] = min(recipe["warmup_epochs"], (args.epochs or recipe["epochs"]) / 10)
     parser.set_defaults(**recipe)
     args = parser.parse_args(argv)
-    transforms = list(Augmentation.SWITCHES)
     off = [name.strip() for name in args.without.split(",") if name.strip()]
-    args.without = ",".join(sorted(off, key=lambda name: transforms.index(name) if name in transforms else -1))
+    args.without = ",".join(sorted(off, key=[*Augmentation.SWITCHES, *off].index))
     if "warmup_epochs" in args and args.warmup_epochs >= args.epochs:
         raise UserError(f"--warmup-epochs {args.warmup_epochs:g} of --epochs {args.epochs}: the learning rate would never fall; warm up for less")
     if args.arm == "augmented" and not is_list:
@@ -1467,13 +1444,11 @@ def locked(file):
     on file systems without locks, and where one may only read."""
     with ExitStack() as stack:
         for mode in "wr":  # another user's file may only be read, which suffices on most file systems
-            try:
+            with suppress(OSError):
                 opened = stack.enter_context(open(file, mode))
                 if fcntl:
                     fcntl.flock(opened, fcntl.LOCK_EX)
                 break
-            except OSError:
-                pass
         yield
 
 
@@ -1621,11 +1596,12 @@ def propose(folder, by="random", count=None, backbone=None, image_size=None, see
     return [{"image_a": names[i], "image_b": names[partner[i]], "category": classes[labels[i]]} for i in order.tolist()]
 
 
-@picture
+@picture()
 def write_sheets(stem, rows, folder, per_sheet=50, columns=5):
     """Contact sheets STEM-001.png ...: the pairs of the rows of `propose` side by side under their number and category."""
-    plt, files = pyplot(), []
-    progress = Progress("contact sheets, pairs", len(rows))
+    import matplotlib.pyplot as plt
+
+    files, progress = [], Progress("contact sheets, pairs", len(rows))
     for first in range(0, len(rows), per_sheet):
         part = range(first, min(first + per_sheet, len(rows)))
         lines = math.ceil(len(part) / columns)
@@ -1698,9 +1674,8 @@ def check(file, folder=None):
         low, high = min(count, key=count.get), max(count, key=count.get)
         spread = f"{count[low]} in each" if count[low] == count[high] else f"{count[low]} ({low}) to {count[high]} ({high})"
         report.append(f"classes: {len(count)}; pairs in a class: {spread}" + (f"; {without} without a category" if without else ""))
-    often = [path for path, lines in seen.items() if len(lines) > 1]
-    most = max((len(lines) for lines in seen.values()), default=0)
-    report.append(f"images: {len(seen)}; {len(often)} in more than one row, at most {most} rows")
+    uses = [len(lines) for lines in seen.values()]
+    report.append(f"images: {len(seen)}; {sum(n > 1 for n in uses)} in more than one row, at most {max(uses, default=0)} rows")
     report.append(f"false pairs: {len(false)} of {known} ({len(false) / known:.1%})" if known else "false pairs: not known, as neither the list nor class folders tell categories")
     return report, mistakes + false
 

@@ -9,6 +9,7 @@ other 999; a frame marks those of its category. Nothing was picked.
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 
@@ -18,7 +19,6 @@ import pairs
 
 *runs, file = sys.argv[1:]
 queries, nearest = 8, 6
-plt = pairs.pyplot()
 widths = [1, 0.4, *[1] * nearest, 0.4, *[1] * nearest]
 figure, axes = plt.subplots(queries, len(widths), figsize=(0.65 * sum(widths), 0.65 * queries + 0.3), gridspec_kw={"width_ratios": widths})
 for axis in axes.flat:
