@@ -2,7 +2,7 @@
 
     python byol.py --pairs semantic                                    # built-in scenes, minutes on two CPU cores
     python byol.py --pairs augmented                                   # its matched baseline
-    python byol.py --pairs semantic --data cifar10 --download          # ResNet-18, a GPU is used where there is one
+    python byol.py --pairs semantic --data cifar10 --download          # ResNet-18, 200 epochs: for a GPU
 
     x1, x2   two views (N, 3, S, S): of one image, or of two images of one category
     h        backbone features (N, width): what evaluation uses
@@ -15,8 +15,10 @@ its past and so a steadier target than the network of the moment; and the projec
 does without the average, which helps accuracy and is not what prevents collapse.)
 
 Deviations from the paper and its official code
-  1. SGD with momentum by default: batches here are 64-512, LARS (--optimizer lars) is for thousands.
-  2. Crops are bilinear (official: bicubic); brightness jitter multiplies, as in torchvision (official: adds).
+  1. SGD with momentum by default: batches here are 64-512, LARS (--optimizer lars) is for thousands. SGD's weight
+     decay includes biases and BatchNorm (official: neither).
+  2. Crops are bilinear (official: bicubic), taken from a centre square of --image-size (paper: from the whole
+     picture); brightness jitter multiplies, as in torchvision (official: adds).
   3. Heads of 1024 and 256 (paper: 4096 and 256). On scenes 256 and 128 would do for augmented pairs, but with semantic
      pairs the loss then left its plateau late or, with some seeds, not at all (results/scenes/byol-recipe.txt).
   4. On photographs: ResNet-18, batch 512, 200 epochs, EMA decay from 0.99, no blur below 64 px (paper: ResNet-50, 4096;

@@ -17,13 +17,13 @@ The rules, for every number that this file prints:
   2. nothing is chosen on test images: the probe's L2 strength and the learning rate of fine-tuning are chosen on
      the data's own validation split, or a fifth of its training images; then the head is fitted again on training
      and validation images together, and scored once on the test images;
-  3. beside each number stand chance and the same evaluation of the untrained backbone (same seed, step 0); a detector's
+  3. each accuracy comes with chance and the same evaluation of the untrained backbone (same seed, step 0); a detector's
      baseline is a run of its own, --init random;
   4. semantic pairs use labels. Numbers on categories that pretraining saw are therefore not self-supervised
      for that arm; the fair headline is `scenes-held-out`, categories that no pretraining image shows.
 
 Reading order: backbones, features and heads (kNN, linear probe, fine-tuning), detection, invariance, collapse signals,
-several processes, run folder, the evaluations of a run, comparison, command line. This file knows no pretraining method.
+several processes, run folder, the evaluations of a run, comparison, command line. No pretraining loss is computed here.
 """
 
 import argparse
@@ -123,7 +123,7 @@ def build_backbone(name, image_size, zero_init_residual=False, verbose=False):
 def load_backbone(run):
     """(trained, untrained) backbones of a run folder; untrained has the weights of the run's step 0.
 
-    Raises UserError when the run has not finished an epoch; of one that has not come to its end it says so.
+    Raises UserError when the run has not finished an epoch; prints a note if it is otherwise unfinished.
     """
     config = read_config(run)
     if config.get("trained_epochs") == 0:
@@ -142,10 +142,10 @@ def load_backbone(run):
 
 def load_run(run):
     """(config, trained, untrained backbone) of a run folder, all of one moment, as the run may go on meanwhile."""
-    read_config(run)  # before a lock is left in a folder that is none of a run
+    read_config(run)  # or a lock would be left in a folder that is not a run's
     with pairs.locked(Path(run) / "result.json.lock"):
         if (stored := Path(run) / "result.json").exists():
-            read_json(stored)  # a damaged one is better told before the evaluation than after it
+            read_json(stored)  # report a damaged one before the evaluation, not after it
         return read_config(run), *load_backbone(run)
 
 
@@ -159,6 +159,8 @@ def load_weights(backbone, file):
         state = torch.load(file, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)
         shapes = {key: tuple(value.shape) for key, value in state.items()}
+    except FileNotFoundError:
+        raise UserError(f"--backbone-file {file}: no such file") from None
     except Exception:  # torch.load raises whatever the bytes lead it to
         raise UserError(f"{file} is not a file of weights: a state_dict of tensors, saved by torch.save") from None
     wanted = {key: tuple(value.shape) for key, value in backbone.state_dict().items()}
@@ -295,7 +297,7 @@ def logistic_regression(x, y, classes, l2, start=None, max_iter=1000):
 
         mean cross entropy(x W + b, y) + l2 / 2 |W|^2        (the bias is not penalised; scikit-learn's C = 1 / (n l2)).
 
-    x (N, d), y (N,), or (N, classes) for one binary regression a class. `start` are weights to begin with.
+    x (N, d), y (N,), or (N, classes) for a binary regression for each class. `start` are weights to begin with.
     """
     weights = x.new_zeros(x.shape[1] + 1, classes) if start is None else start.clone()
     weights.requires_grad_()
@@ -370,7 +372,7 @@ def judge(heads, trained, untrained, train, test, val=None, **options):
     split, parts = split_off_validation(train, val), [train] + [val] * (val is not None)
     y, test_y = torch.cat([s.labels for s in parts]).to(device), test.labels.to(device)
 
-    def chance(metric):  # of the largest class named always; of scores at random where an image has several classes
+    def chance(metric):  # of always naming the largest class; of random scores where an image has several classes
         if y.ndim > 1:
             return (test_y == 1).float().mean().item()
         return torch.bincount(test_y).max().item() / len(test) if metric == "top-1" else 1 / len(train.classes)
@@ -463,7 +465,7 @@ def build_detector(backbone, classes, kind="c4", size=(800,), rois=512, roi_size
     positions are the box head (He et al. 2016; MoCo's R50-C4 with its extra BatchNorm). "fpn": a feature pyramid of all stages
     and two linear layers (Lin et al. 2017). size: short sides; each training image draws one, testing takes the last, with which
     the anchors (32 ... 512 px at 800 px) scale. rois: RoIs in an image's box loss; at test time as many proposals, at least 100.
-    Raises UserError for backbones other than ResNets and convnet.
+    Raises UserError for backbones other than ResNets and, with c4, convnet.
     """
     vision = torchvision.models.detection
     backbone.requires_grad_(True)
@@ -526,7 +528,7 @@ def train_detector(model, data, steps, batch_size, lr, seed):
 
 @torch.no_grad()
 def detect(model, data):
-    """Detections of a BoxSet, a dict an image: boxes (k, 4), scores (k,), labels (k,), numpy, at most 100."""
+    """Detections: for each image of a BoxSet a dict of boxes (k, 4), scores (k,), labels (k,), numpy, at most 100."""
     device, found, progress = next(model.parameters()).device, [], pairs.Progress("detecting, images", len(data))
     model.eval()
     for i in range(len(data)):
@@ -570,7 +572,7 @@ def coco_match(iou, crowd):
 def coco_average_precision(truth, found, classes, max_detections=100):
     """AP (classes, thresholds) of detections, COCO's 101-point definition; nan for a class without true boxes.
 
-    truth, found: a dict an image; truth has boxes (G, 4), labels (G,), difficult (G,), found has boxes, scores,
+    truth, found: lists of dicts, one for each image; truth has boxes (G, 4), labels (G,), difficult (G,), found has boxes, scores,
     labels. Difficult objects count as COCO's crowds: they need not be found, and detections on them are ignored. At each
     recall 0, 0.01 ... 1 the highest precision at that recall or more is taken, 0 where it is never reached.
     Equal to pycocotools' precision averaged over recalls (area "all").
@@ -715,7 +717,7 @@ def transform_images(images, name, view, generator):
 def variance_of_category(h, labels):
     """The variance of features h (N, d) that the category accounts for, summed over features: between classes.
 
-    The unbiased estimate of one-way analysis of variance with n images a class: variance of the class means
+    The unbiased estimate of one-way analysis of variance with n images of each class: variance of the class means
     - variance within classes / n; not below 0. Classes with one image are left out. Raises ValueError if fewer than two are left.
     """
     classes = [h[labels == c] for c, n in zip(*labels.unique(return_counts=True)) if n > 1]
@@ -740,7 +742,7 @@ def share_of_factor(h, changed, labels):
     0: the features ignore the factor; 0.5: it moves them as much as the category does; 1: the category does
     not move them. `changed` (N, d) are the features of the same images after a change of the factor alone, V as in
     variance_of_factor and variance_of_category. Features are standardised first, so that none dominates; those that are
-    (nearly) constant in h are left out.
+    (nearly) constant in h are left out. nan if both V are 0; raises what variance_of_category raises.
     """
     std = h.std(0)
     varies = std > 1e-3 * std.max()
@@ -821,7 +823,7 @@ def join(device_name, batch_size):
 
 
 def parallel(model, compile=False, sync_batchnorm=True):
-    """The model as the training loop calls it: itself, its parts compiled if wanted, or among several processes in
+    """The model as the training loop calls it: its parts compiled if wanted and, among several processes, in
     DistributedDataParallel, which averages gradients; BatchNorm takes its statistics over all processes (torch has
     that on GPUs only, and there its SyncBatchNorm makes the host wait in every layer)."""
     if dist.is_initialized() and sync_batchnorm and next(model.parameters()).is_cuda:
@@ -841,7 +843,7 @@ def parallel(model, compile=False, sync_batchnorm=True):
 def gather(z):
     """The rows z (N, d) of every process, (processes N, d), in order; z itself when there is one.
 
-    A loss of all rows can then be computed by each process. Its gradient reaches the own rows, multiplied by the
+    A loss of all rows can then be computed by each process. Its gradient reaches this process's rows, times the
     number of processes, by which DistributedDataParallel will divide: the result is the gradient on the joined batch.
     """
     rank, world = pairs.rank_and_world()
@@ -877,7 +879,7 @@ def on_first(call):
 
 # --------------------------------------------------------------------------------------- run folder
 
-SECONDS_BETWEEN_SAVES = 20  # an epoch may take a GPU two seconds, and a disk some tenths to write down
+SECONDS_BETWEEN_SAVES = 20  # an epoch may take two seconds on a GPU, and a save some tenths of that
 WHERE_IT_RUNS = {"root", "download", "device", "out", "resume", "cache", "compile"}  # options that do not change what is learned
 MACHINE = {"python", "torch", "torchvision", "numpy", "pillow", "threads", "machine", "git_commit", "gpu", "precision"}
 
@@ -886,8 +888,8 @@ class Run:
     """The folder of one pretraining run, written while it trains:
 
     config.json     every option, versions, device, git commit
-    log.jsonl       a JSON object a line: epoch, step, loss (mean since the line before), lr,
-                    images_per_second (views of both kinds), seconds (of training, since the start or --resume),
+    log.jsonl       lines of JSON: epoch, step, loss (mean since the line before), lr,
+                    images_per_second (two views a pair), seconds (of training, since the start or --resume),
                     embedding_std, effective_rank, and what the epoch's pairs are (pairs.Pairs.rates): semantic_rate,
                     false_rate, same_class_rate
     checkpoint.pt   model with target networks and queues, optimiser, random state, epoch, step, for `--resume`: at the end
@@ -896,7 +898,7 @@ class Run:
     pairs.png, curves.png, result.json
 
     config.json's trained_epochs says after how many epochs backbone.pt was saved; its resumed_elsewhere, from which epoch on
-    other versions or another machine went on with the run. Raises UserError when the folder exists already, unless `resume`.
+    other versions or another machine went on with the run. Raises UserError when the folder holds files, unless `resume`.
     """
 
     def __init__(self, method, args, source, view1, view2, backbone, model, optimizer):
@@ -953,9 +955,10 @@ class Run:
         old = read_config(self.folder)
         for name in vars_of(self.config):
             if name not in WHERE_IT_RUNS and old.get(name) != self.config[name]:
+                changed = f"{name} was {old.get(name)} in {self.folder} and is {self.config[name]} now; keep it"
                 if name == "files_crc32":
-                    raise UserError(f"--resume: the files of --data, or the pairs of the list, are not those of {self.folder}; bring them back, or use --out")
-                raise UserError(f"--resume: {name} was {old.get(name)} in {self.folder} and is {self.config[name]} now; keep it, or use --out")
+                    changed = f"the files of --data, or the pairs of the list, are not those of {self.folder}; bring them back"
+                raise UserError(f"--resume: {changed}, or start a new run: --out NEW without --resume")
         try:
             state = torch.load(self.folder / "checkpoint.pt", map_location="cpu", weights_only=True)
             weights, moments = state["model"], state["optimizer"]
@@ -1206,9 +1209,9 @@ def detect_run(run, data, device, init, kind, size, steps, batch_size, lr, rois,
 def invariance_run(run, device, data=None, root=None, download=False, skip_bad=False):
     """Shares of the nuisance factors of scenes, and of image transformations on `data`, added to result.json.
 
-    Returns {data: {"factors": {name: {"share", "untrained", "inside"}}, ...}}, see share_of_factor; "inside" says
-    whether the run's augmentation has the factor, or imitates it. Image transformations are applied to test images
-    of `data`, of the run's own if None (of held-out categories with scenes).
+    Returns {table: {"factors": {name: {"share", "untrained", "inside"}}, ...}}, see share_of_factor; "inside" says
+    whether the run's augmentation has the factor, or imitates it. Image transformations are applied to test images of
+    `data`, if None of the run's own (scenes-held-out, if that is scenes or nothing).
     """
     config, *backbones = load_run(run)
     size, views = config["image_size"], [pairs.Augmentation()]
@@ -1248,7 +1251,7 @@ def show_table(results, config):
         print("Test accuracy with all layers trained; untrained: the same from a random start." + unusual)
     else:
         print("Test accuracy of frozen backbone features." + (" kNN: k = 200, temperature 0.1." if "knn" in results else "") + unusual)
-    of = lambda data: any(f"{name}, ".startswith(f"{data}, ") for _, name, _ in rows)  # after that, the share of the labels
+    of = lambda data: any(name == data or name.startswith(f"{data}, ") for _, name, _ in rows)  # after that, the share of the labels
     if of("scenes-held-out"):
         print("The headline is scenes-held-out: categories that no pretraining image shows. Semantic pairs use")
         print("labels, so on seen categories that arm has an advantage that is not self-supervised.")
@@ -1419,7 +1422,7 @@ def compare(runs, by=(), only=()):
                     raise UserError(f"not matched, so not comparable: {name} is {one} in {first_run} and {other} in {run}; with --by {name} each "
                                     "value has rows of its own")
         controls = dict.fromkeys(control_of(config) for _, config, _ in members if arm_of(config) == "semantic") or [""]
-        for control in controls:  # each beside the same augmented runs
+        for control in controls:  # each with the same augmented runs
             chosen = [(run, config, measures(results)) for run, config, results in members
                       if arm_of(config) != "semantic" or control_of(config) == control]
             here = dict.fromkeys(measure for *_, found in chosen for measure in found)
@@ -1528,7 +1531,7 @@ def draw_comparison(rows, path, panels=6):
                     axis.plot([x + offset] * len(values), values, "o", ms=4, color=color, alpha=0.7, label=arm)
                     axis.hlines(np.mean(values), x + offset - 0.1, x + offset + 0.1, color=color)
         axis.set_xticks(range(len(here)), list(map(name, here)), fontsize=8)
-        if chance := max(row["chance"] or 0 for row in here):  # of earlier versions some results say 1 / classes
+        if chance := max(row["chance"] or 0 for row in here):  # some results of earlier versions say 1 / classes
             axis.axhline(chance, color="0.6", ls=":", lw=1, label="chance")
         axis.set_title(title, fontsize=9), axis.set_ylim(0, 1.02), axis.set_xlim(-0.5, len(here) - 0.5), axis.grid(axis="y", alpha=0.3)
     for axis in axes.flat[len(shown) :]:
@@ -1608,7 +1611,7 @@ def parse_args(argv=None):
     add = command("finetune", "fine-tuning of all layers, learning rate chosen on validation images").add_argument
     add("--data", type=pairs.named, nargs="+", help=f"{sets}; or folders of class folders [the run's]")
     add("--fraction", type=pairs.number(float, lambda value: 0 < value <= 1, "above 0, and at most 1"), default=1.0, help="share of the labelled images to train on, e.g. 0.01, 0.1, 1 [1]")
-    add("--steps", type=pairs.positive_int, default=1000, help="steps of each of the five trainings (ssl-transfer: 5000) [1000]")
+    add("--steps", type=pairs.positive_int, default=1000, help="steps of each training, five a backbone (ssl-transfer: 5000) [1000]")
     add("--batch-size", type=pairs.positive_int, default=64, help="images in a step (ssl-transfer: 64) [64]")
     add("--seed", type=pairs.seed_int, default=0, help="random seed of the classifier, the order and the crops [0]")
     add = command("detect", "Faster R-CNN on the backbone, all layers trained; defaults: MoCo's schedule for VOC 07+12").add_argument
@@ -1659,7 +1662,7 @@ def main():
         if picture.suffix not in (".png", ".pdf", ".svg"):
             raise UserError(f"--picture {picture}: name a file that ends in .png, .pdf or .svg")
         if args.picture:
-            picture.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is better told now
+            picture.parent.mkdir(parents=True, exist_ok=True)  # fail now if it cannot be made
         for run in args.run:
             read_config(run)
         for run in args.run:

@@ -2,7 +2,7 @@
 
     python moco.py --pairs semantic                                    # built-in scenes, minutes on two CPU cores
     python moco.py --pairs augmented                                   # its matched baseline
-    python moco.py --pairs semantic --data cifar10 --download          # ResNet-18, a GPU is used where there is one
+    python moco.py --pairs semantic --data cifar10 --download --temperature 0.5     # ResNet-18, 200 epochs: for a GPU
 
     x1, x2   two views (N, 3, S, S): of one image, or of two images of one category
     h        backbone features (N, width): what evaluation uses
@@ -21,14 +21,16 @@ shuffles the keys among them. Here one device does the same: BatchNorm takes its
 separate parts of the batch; the images of the keys are shuffled before that, and the keys put back in order after.
 
 Deviations from the papers and facebookresearch/moco
-  1. The learning rate falls along a cosine by step, not by epoch.
+  1. The learning rate falls along a cosine by step, not by epoch. Crops are taken from a centre square of
+     --image-size (paper: from the whole picture).
   2. On CIFAR-size photographs: batch 512, weight decay 5e-4, queue 4096, EMA decay 0.99, temperature 0.1, crops
      from 0.08, no blur, as in the authors' CIFAR-10 demo, whose head, unlike this one, is a single layer.
   3. On scenes: a small convnet, a queue of 1024, a quarter of the images; EMA decay 0.99; small batches (more steps
      in a few minutes), crops of at least half the area, colour jitter of half strength, no blur.
 
-For semantic pairs of photographs use a higher --temperature: on CIFAR-10 at 0.1 the embeddings stayed close together for 780
-steps, as MoCo's head has no BatchNorm to keep them apart; at 0.5 they did not (results/transfer/moco-recipe.txt).
+For semantic pairs of photographs, and their baseline, use --temperature 0.5: on CIFAR-10 at 0.1 the embeddings stayed close
+together for 780 steps, as MoCo's head has no BatchNorm to keep them apart; at 0.5 they did not
+(results/transfer/moco-recipe.txt).
 
 Measured with the default options on scenes, two CPU cores, five seeds (results/scenes): linear probe on held-out
 categories 0.885 ± 0.040 with semantic pairs, 0.549 ± 0.073 with augmented pairs, 0.212 ± 0.055 untrained, chance 0.05.
@@ -88,7 +90,7 @@ def parse_args(argv=None):
     add("--gray", type=pairs.fraction, default=0.2, help="probability of grayscale (v2) [0.2]")
     add("--blur", type=pairs.fraction, nargs=2, help="probability of blur in view 1 and view 2 (v2) [0.5 0.5; 0 0 below 64 px]")
     add("--solarize", type=pairs.fraction, nargs=2, default=[0.0, 0.0], help="probability of solarisation in view 1 and view 2 [0 0]")
-    add("--temperature", type=pairs.positive_float, help=f"of the loss (v2: 0.2; CIFAR-10 demo: 0.1) {default('temperature')}")
+    add("--temperature", type=pairs.positive_float, help=f"of the loss (v2: 0.2; CIFAR-10 demo: 0.1; for semantic pairs of photographs 0.5) {default('temperature')}")
     add("--hidden-dim", type=pairs.positive_int, help="width of the projector's hidden layer (v2) [the features' width]")
     add("--projection-dim", type=pairs.positive_int, default=128, help="width d of queries and keys (v1, Sec. 3.3) [128]")
     add("--queue-size", type=pairs.positive_int, help=f"negatives K, a multiple of the batch (v1, Sec. 4.1: 65536) {default('queue_size')}")

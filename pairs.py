@@ -17,7 +17,8 @@ Everything else (image pool, order of anchors, number of pairs, augmentation dra
 difference between two runs is a difference between the pairs.
 
 Reading order: pairs, augmentation; then where they come from: folders and lists, the built-in `scenes`, torchvision's sets,
-the cache, boxes; last what all programs share, and how a list of pairs is made. This file knows no method, optimiser or loss.
+the cache, boxes; last what all programs share (the command line, too), and how a list of pairs is made. No loss is computed
+here and nothing is trained.
 """
 
 import argparse
@@ -58,9 +59,6 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
 class UserError(Exception):
     """A mistake of the user's: one line that says what was wrong, where, and what to do."""
 
@@ -77,23 +75,6 @@ def stream(*key):
 def rank_and_world():
     """(number of this process, number of processes): (0, 1) unless torchrun started several."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-@functools.cache
-def constant(values, device):
-    """A small float32 tensor, made once for each device: sending it at every step would make the host wait for a GPU."""
-    with torch.inference_mode(False):  # it is kept for later calls, outside of that mode too
-        return torch.tensor(values, dtype=torch.float32, device=device)
-
-
-def send(x, device):
-    """Sends a CPU tensor to the device; to a GPU from pinned memory, so that the host need not wait for the copy."""
-    return x.contiguous().pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
-
-
-def uniform(low, high, shape, generator):
-    """Uniform numbers between low and high."""
-    return low + (high - low) * torch.rand(shape, generator=generator)
 
 
 # -------------------------------------------------------------------------------------------- pairs
@@ -162,9 +143,9 @@ class Pairs:
     def rates(self, epoch):
         """The shares realised in an epoch's pairs, {name: share, or None where categories are not known}:
 
-        semantic_rate: pairs of two different images; false_rate: those among them of two categories; same_class_rate: the
-        expected share of an anchor's negatives that are of its class, the second images of the other pairs being the
-        negatives (of MoCo's queue: nearly).
+        semantic_rate: pairs of two different images, false ones too; false_rate: those among them of two categories;
+        same_class_rate: the expected share of an anchor's negatives that are of its class, the second images of the other
+        pairs being the negatives (of MoCo's queue: nearly).
         """
         anchor, partner = self.epoch(epoch)
         semantic = anchor != partner
@@ -201,8 +182,8 @@ def semantic_partners(labels, generator):
     """For each image (N,) another one of its class, uniform over the n_c - 1 others.
 
     Write the class as a row of n_c places: a draw u in [0, n_c - 2], plus one if it is at or after the anchor's
-    place, hits every other place equally often and the anchor never. No rejection sampling. Raises ValueError for a
-    class with one image.
+    place, hits every other place equally often and the anchor never. No rejection sampling. Labels and generator are on
+    the CPU. Raises ValueError for a class with one image.
     """
     by_class, n_c, start = sorted_by_class(labels)
     if (n_c == 1).any():
@@ -221,21 +202,23 @@ def false_partners(labels, generator):
     return by_class[u + n_c * (u >= start)] if (n_c < len(labels)).any() else torch.arange(len(labels))
 
 
-def batches(pairs, epoch, batch_size, view1, view2, device, images=None):
-    """Yields the epoch's batches (x1, x2), each float (batch_size, 3, S, S), augmented on `device`.
+def batches(source, epoch, batch_size, view1, view2, device, images=None):
+    """Yields the batches (x1, x2) of an epoch of the Pairs `source`, each float (batch_size, 3, S, S), augmented on `device`.
 
     x1 shows the anchors under `view1`, x2 the partners under `view2`. The last, smaller batch is dropped:
     batch statistics and MoCo's queue need equal batches. `images` is the pool, if already on the device. Of
     several processes each gets its share of every batch, batch_size / processes pairs.
     """
-    images = to_device(pairs.pool.images, device) if images is None else images
-    anchor, partner = (index.to(images.device) for index in pairs.epoch(epoch))
+    images = to_device(source.pool.images, device) if images is None else images
+    anchor, partner = (index.to(images.device) for index in source.epoch(epoch))
     rank, world = rank_and_world()
-    # each process draws its own numbers; a single one leaves its rank out of the key
-    share, generator = batch_size // world, stream("augment", pairs.seed, epoch, *[rank] * (world > 1))
-    slices = [slice(i + rank * share, i + (rank + 1) * share) for i in range(0, len(pairs) - batch_size + 1, batch_size)]
-    index, there = [(anchor[rows], partner[rows]) for rows in slices], images.device.type == torch.device(device).type
-    taken = ((images[a], images[b]) for a, b in index) if there else streamed(images, index, device)
+    key = ("augment", source.seed, epoch) + ((rank,) if world > 1 else ())  # each process draws its own numbers
+    generator, share, index = stream(*key), batch_size // world, []
+    for start in range(0, len(source) - batch_size + 1, batch_size):
+        rows = slice(start + rank * share, start + (rank + 1) * share)
+        index.append((anchor[rows], partner[rows]))
+    on_device = images.device.type == torch.device(device).type
+    taken = ((images[a], images[b]) for a, b in index) if on_device else streamed(images, index, device)
     for a, b in taken:
         if view1 == view2:  # in one go, as every operation costs a launch
             yield augment(torch.cat([a, b]), view1, generator).chunk(2)
@@ -266,6 +249,8 @@ def streamed(images, index, device):
 
 
 # ------------------------------------------------------------------------------------- augmentation
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -328,10 +313,10 @@ def draw(view, n, size, generator):
 def augment(images, view, generator, at_once=256 * 3 * 32**2):
     """A batch uint8 (N, 3, S, S) under one view: float32 (N, 3, S, S), ImageNet-normalised, same device.
 
-    Parameters are drawn independently for each image; the distribution is that of torchvision's RandomResizedCrop,
-    RandomHorizontalFlip, ColorJitter, RandomGrayscale, GaussianBlur, RandomSolarize applied image by image, in a few
-    operations on the whole batch (on a CPU on parts of it that suit its cache: `at_once` numbers, but at least 8 images).
-    Raises ValueError for images that are not uint8 and square.
+    Parameters are drawn independently for each image by a CPU `generator`; the distribution is that of torchvision's
+    RandomResizedCrop, RandomHorizontalFlip, ColorJitter, RandomGrayscale, GaussianBlur, RandomSolarize applied image by
+    image, in a few operations on the whole batch (on a CPU on parts of it that suit its cache: `at_once` numbers, but at
+    least 8 images). Raises ValueError for images that are not square, RGB and uint8.
     """
     n, size = len(images), images.shape[-1]
     if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
@@ -349,6 +334,23 @@ def augment(images, view, generator, at_once=256 * 3 * 32**2):
     return out
 
 
+@functools.cache
+def constant(values, device):
+    """A small float32 tensor, made once for each device: sending it at every step would make the host wait for a GPU."""
+    with torch.inference_mode(False):  # it is kept for later calls, outside of that mode too
+        return torch.tensor(values, dtype=torch.float32, device=device)
+
+
+def send(x, device):
+    """Sends a CPU tensor to the device; to a GPU from pinned memory, so that the host need not wait for the copy."""
+    return x.contiguous().pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
+def uniform(low, high, shape, generator):
+    """Uniform numbers between low and high."""
+    return low + (high - low) * torch.rand(shape, generator=generator)
+
+
 def normalize(x, out=None):
     """Images, uint8 or float in [0, 1], to the float input of every backbone here: ImageNet mean and std."""
     x = x / 255 if x.dtype == torch.uint8 else x
@@ -361,8 +363,8 @@ def on_some(x, chosen, transform, *draws):
     rows = chosen.nonzero()[:, 0]
     if not len(rows):
         return x
-    there = send(rows, x.device)
-    return x.index_copy_(0, there, transform(x.index_select(0, there), *(drawn[rows] for drawn in draws)).to(x.dtype))
+    where = send(rows, x.device)
+    return x.index_copy_(0, where, transform(x.index_select(0, where), *(drawn[rows] for drawn in draws)).to(x.dtype))
 
 
 def random_boxes(n, size, area, generator):
@@ -418,8 +420,8 @@ def color_jitter(x, chosen, factors, order):
     others = order[order != 3].view(-1, 3)  # [i, k]: the k-th operation on image i, but for hue
     f = factors.gather(1, others)
     weights = torch.stack([f, (1 - f) * (others == 1), (1 - f) * (others == 2)])
-    weights, there, shift = (send(v, x.device) for v in (weights, rows, factors[:, 3]))
-    y = x.index_select(0, there)
+    weights, where, shift = (send(v, x.device) for v in (weights, rows, factors[:, 3]))
+    y = x.index_select(0, where)
 
     def blend(k, images):  # of a slice of y
         of_image, of_mean, of_gray = weights[:, images, k, None, None, None]
@@ -433,7 +435,7 @@ def color_jitter(x, chosen, factors, order):
         y = shift_hue(y, shift[:, None, None, None])
     for k in range(3):
         blend(k, slice(after[k]))
-    return x.index_copy_(0, there, y)
+    return x.index_copy_(0, where, y)
 
 
 def luma(x):
@@ -534,26 +536,26 @@ def save_picture(path, source, view1, view2, columns=6):
 
 
 def load_pairs(args):
-    """The Pairs that the command line asks for: options --pairs, --arm, --data and those that shape pool and pairs. Of a folder all
-    images that the run will be judged on are read as well. Raises UserError."""
+    """The Pairs that the command line asks for: options --pairs, --arm, --data and those that shape pool and pairs. Of class
+    folders the images that the run will be judged on are read as well. Raises UserError."""
     if args.data in SCENES[1:]:
         raise UserError(f"--data {args.data} is for evaluation, and is evaluated after a run on scenes; pretrain on --data scenes")
     is_folder = args.data is not None and args.data not in DATA_SETS and Path(args.data).is_dir() and has_class_folders(args.data)
     if is_folder:
-        list_folder(Path(args.data), "test")  # what the run will be judged on: a mistake is better told before the images are read
+        list_folder(Path(args.data), "test")  # what the run will be judged on: a mistake should show before the images are read
         not_a_class(args.data, {"--cache": args.cache, "--out": args.out or "runs"})
     if args.pairs in ("augmented", "semantic"):
         pool = load_images(args.data, "train", args.image_size, args.limit, args.seed, args.root, args.download, args.skip_bad, args.cache)
         source = make_pairs(args.pairs, pool, args.seed)
     elif args.data is not None and (not Path(args.data).is_dir() or args.data in DATA_SETS):
-        raise UserError(f"--pairs {args.pairs} with --data {args.data}: a list's paths need a folder" + f"; did you mean ./{args.data}?" * Path(args.data).is_dir())
+        raise UserError(f"--pairs {args.pairs} is a list, whose paths need a folder, not --data {args.data}" + f"; did you mean ./{args.data}?" * Path(args.data).is_dir())
     else:
         source = read_pair_list(args.pairs, args.data, args.arm, args.image_size, args.limit, args.seed, args.skip_bad, args.cache)
     if args.false_pairs and len(source.pool.labels.unique()) < 2:
         raise UserError(f"--false-pairs {args.false_pairs}: {source.pool.name} has no two categories to draw false partners from")
     if len(source) < args.batch_size:
         raise UserError(f"--batch-size {args.batch_size} is more than the {len(source)} pairs of an epoch; make it smaller")
-    if is_folder:  # and an image that cannot be read before the training
+    if is_folder:  # so that a bad image stops the run now, and not after the training
         for split in ("test", "val") if source.rows is None else ("test", "val", "train"):
             load_images(args.data, split, source.pool.image_size, skip_bad=args.skip_bad, cache=args.cache)
     return replace(source, false_pairs=args.false_pairs, semantic_share=args.semantic_share)
@@ -562,7 +564,7 @@ def load_pairs(args):
 def make_pairs(kind, pool, seed):
     """Pairs of kind "augmented" or "semantic" over a labelled pool.
 
-    Raises UserError when semantic pairs are asked of a class with a single image.
+    Raises UserError for images of several classes and, if semantic, for a class with a single image.
     """
     if pool.labels.ndim > 1:
         raise UserError(f"{pool.name} has images of several classes: make a pair list and name it with --pairs FILE.csv")
@@ -582,9 +584,10 @@ def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=Non
     """Pairs of a curated list: a CSV with columns image_a, image_b and, optionally, category and keep.
 
     Paths are relative to `folder`, by default the file's own. Rows with keep = 0 are left out. arm "augmented" pairs
-    each row's anchor image_a with itself: the matched baseline, equal in anchors, order and number of pairs. Both
-    arms load the images of both columns. `limit` keeps the first rows; `skip_bad` leaves out pairs with an image
-    that cannot be read. Raises UserError with the row of a mistake.
+    each row's anchor image_a with itself: the matched baseline, equal in anchors, order and number of pairs, and in
+    images if each is some row's image_a (else a note says so). Both arms load the images of both columns. `limit` keeps
+    the first rows; `skip_bad` leaves out pairs with an image that cannot be read. Raises UserError with the row of a
+    mistake.
     """
     table, folder = read_rows(file, folder)
     table, index = [row for row in table if row["keep"]][:limit], {}
@@ -601,12 +604,15 @@ def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=Non
     place = torch.full((len(index),), -1).index_copy(0, kept, torch.arange(len(kept)))
     rows = place[rows][(place[rows] >= 0).all(1)]
     if not len(rows):
-        raise UserError(f"{file}: no pair is left, as in each an image cannot be read")
+        raise UserError(f"{file}: no pair is left, as each has an image that cannot be read; repair some")
     if any(category.values()) and not all(category.values()):
         print(f"note: {file} has pairs without a category, so all images count as one class", flush=True)
     classes = sorted(set(category.values())) if all(category.values()) else [Path(file).stem]
     label = {name: i for i, name in enumerate(classes)}
     labels = torch.tensor([label.get(category[path], 0) for path in index])  # without categories all are of one class
+    if never := len(rows.unique()) - len(rows[:, 0].unique()):
+        print(f"note: {never:,} images of {file} are never image_a, so --arm augmented does not train on them; with each pair in both "
+              "directions both arms see the same images", flush=True)
     pool = ImageSet(Path(file).stem, images, labels[kept], classes, files_crc32=crc32_of(folder, [row[c] for row in table for c in ("image_a", "image_b")]))
     return Pairs(pool, "augmented" if arm == "augmented" else "list", seed, rows)
 
@@ -614,14 +620,14 @@ def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=Non
 def categories_of(table, folder):
     """{path: category} of the images of a list's rows, "" where neither the list nor a class folder tells."""
     own, category = functools.cache(lambda path: category_of(path, folder)), {}
-    # where folders do not tell, the list has categories of its own; a mistyped path says nothing
+    # whether the list's categories are its class folders; rows without a file do not count
     folders_tell = all(row["category"] in ("", own(row["image_a"])) or not row["image_a"].is_file() for row in table)
     for row in table:  # a row's category is its anchor's
         category.setdefault(row["image_a"], row["category"] or own(row["image_a"]))
     names = set(category.values()) - {""}
     for row in table:  # a partner that is never an anchor may be of another category, that of its class folder
         a, b = row["image_a"], row["image_b"]
-        category.setdefault(b, own(b) if own(b) in names or own(b) and (folders_tell or not row["category"]) else category[a])
+        category.setdefault(b, own(b) if own(b) and (own(b) in names or folders_tell or not row["category"]) else category[a])
     return category
 
 
@@ -680,13 +686,13 @@ def sample_shapes(n, generator):
 
 
 def sample_factors(category, generator, shifted=False):
-    """Draws every nuisance factor of len(category) scenes. Returns a dict of tensors, one row an image:
+    """Draws every nuisance factor of len(category) scenes. Returns a dict of tensors, a row per image:
 
     category; x, y (object centre), scale (radius), all as fractions of the image side; rotation (rad);
     object_color (3), background_color (2 x 3) in [0, 1]; background (0 gradient, 1 stripes, 2 blotches)
     with its angle (rad), frequency (cycles per image), phase (rad) and texture (4 x 4);
     light_angle (rad), light_strength, exposure (gain); noise (standard deviation).
-    `shifted` contexts lie outside of all that: dark objects on bright, busier backgrounds, smaller, turned, noisier.
+    `shifted`: dark objects on bright, busier backgrounds, smaller, turned, noisier; light and place are as before.
     """
     n = len(category)
     u = lambda low, high, *shape: uniform(low, high, (n, *shape), generator)
@@ -730,17 +736,18 @@ def redraw(factors, name, generator):
     room, old_room = 0.5 - 1.2 * new["scale"], 0.5 - 1.2 * factors["scale"]
     if name == "position":
         return factors | {axis: 0.5 + (new[axis] - 0.5) / room * old_room for axis in "xy"}
-    if name == "scale":  # given the place, room has a density of 1 / room^2 between off and the largest, 0.212, so 1 / room is uniform
+    if name == "scale":  # given x and y, p(room) ~ 1 / room^2 from off to 0.212, so 1 / room is uniform
         off = torch.maximum((factors["x"] - 0.5).abs(), (factors["y"] - 0.5).abs()).clamp(0.068, 0.212)
-        return factors | {"scale": (0.5 - 1 / torch.lerp(torch.tensor(1 / 0.212), 1 / off, torch.rand(n, generator=generator))) / 1.2}
+        room = 1 / torch.lerp(torch.tensor(1 / 0.212), 1 / off, torch.rand(n, generator=generator))
+        return factors | {"scale": (0.5 - room) / 1.2}
     if name == "object color":
         return factors | {"object_color": factors["background_color"][:, 0] + new["object_color"] - new["background_color"][:, 0]}
-    if name == "background":  # colours that leave the object brighter, as it was
+    if name == "background":  # given the object's colour, 0.4 to 0.6 above the first
         low, high = (factors["object_color"] - 0.6).clamp(min=0), (factors["object_color"] - 0.4).clamp(max=0.4)
         first = torch.lerp(low, high, torch.rand(n, 3, generator=generator))
         second = (first + uniform(-0.15, 0.15, (n, 3), generator)).clamp(0, 1)
-        kept = ("background", "angle", "frequency", "phase", "texture")
-        return factors | {key: new[key] for key in kept} | {"background_color": torch.stack([first, second], 1)}
+        look = ("background", "angle", "frequency", "phase", "texture")
+        return factors | {key: new[key] for key in look} | {"background_color": torch.stack([first, second], 1)}
     keys = {"rotation": ["rotation"], "noise": ["noise"], "illumination": ["light_angle", "light_strength", "exposure"]}
     return factors | {key: new[key] for key in keys[name]}
 
@@ -797,7 +804,7 @@ def scenes(split="train", image_size=32, seed=0, held_out=False, details=False, 
     train, test = (HELD_OUT_TRAIN, HELD_OUT_TEST) if held_out else (SCENE_TRAIN, SCENE_TEST)
     each = train if split == "train" else test
     shapes = sample_shapes(n_classes, stream("shapes", world, seed))
-    labels = torch.arange(n_classes).repeat(each)  # class by class in turn, so that a prefix is balanced
+    labels = torch.arange(n_classes).repeat(each)  # 0, 1, ..., 0, 1, ...: a prefix is balanced
     generator = stream("images", world, split, seed)
     factors = sample_factors(labels, generator, shifted)
     images, masks, boxes = render_scenes(factors, shapes, image_size, generator)
@@ -828,7 +835,7 @@ SCENES = ("scenes", "scenes-held-out", "scenes-shifted")
 DATA_SETS = (*SCENES, *TORCHVISION_SETS)  # the names that --data takes, and not for folders
 NOT_TRAIN = ("test", "val", "valid", "validation")  # folders beside train/
 SPLIT_NAMES = ("train", "training", "testing", *NOT_TRAIN)
-# some that Pillow may not read are among them, so that they are told and not passed over
+# also some that Pillow may not read: they should be reported, not silently skipped
 IMAGE_SUFFIXES = tuple(".jpg .jpeg .jfif .jp2 .png .bmp .webp .gif .tif .tiff .tga .pbm .pgm .pnm .ppm .avif .heic .heif .jxl".split())
 
 
@@ -839,7 +846,7 @@ def load_images(data, split="train", image_size=None, limit=None, seed=0, root="
     A folder holds DIR/train/<class>/* with DIR/test or DIR/val beside it (if both, val is for choosing), or
     just class folders, in which case every fifth image is for testing. image_size None takes the set's own (the first
     image's short side, at most 224 px); images are scaled to that short side and centre-cropped. `limit` keeps
-    the first images of the train split, taken class by class in turn; `skip_bad` leaves out images that cannot be
+    the first images of the train split, one of each class in turn; `skip_bad` leaves out images that cannot be
     read; `cache` is the folder for decoded images of folders, see `cached`. Raises UserError when there is nothing
     to read, and when there are images that cannot be read, all of them named.
     """
@@ -945,7 +952,7 @@ def not_a_class(data, folders):
     holders = [data / name for name in ("train", *NOT_TRAIN)] if (data / "train").is_dir() else [data]
     for option, folder in folders.items():
         if any(Path(folder).resolve().is_relative_to(holder.resolve()) for holder in holders):
-            raise UserError(f"{option} {folder} would lie in --data {data} and be one of its classes; name a folder elsewhere, or start in another one")
+            raise UserError(f"{option} {folder} would lie in --data {data} and be one of its classes; name a folder elsewhere, or run from another one")
 
 
 def list_folder(folder, split):
@@ -961,7 +968,7 @@ def list_folder(folder, split):
     classes = folders_in(folder / "train" if has_splits else folder)
     if not has_splits:
         if splits := [name for name in classes if name.lower() in SPLIT_NAMES]:
-            raise UserError(f"{folder} holds {', '.join(splits)}: splits must be named train/ and test/ (or val/), and no class as a split")
+            raise UserError(f"{folder} holds {', '.join(splits)}: splits must be named train/ and test/ (or val/), and no class like a split")
         if inside := [name for name in classes if (folder / name / "train").is_dir()]:
             raise UserError(f"{folder / inside[0]} holds train/ and so is no class; did you mean --data {folder / inside[0]}?")
     elif unknown := sorted(set(folders_in(top)) - set(classes)):
@@ -1017,7 +1024,7 @@ def natural_size(paths):
     for path in paths:
         with suppress(BadImage):
             return min(224, *open_image(path).size)
-    return 8  # there is none, which will be told when they are decoded
+    return 8  # there is none, which decoding will report
 
 
 def large_enough(image_size):
@@ -1027,7 +1034,7 @@ def large_enough(image_size):
     return image_size
 
 
-REPAIR = "repair or remove them, or leave them out with --skip-bad"
+REPAIR = "repair or remove them, or, unless all are bad, leave them out with --skip-bad"
 
 
 def list_bad(reasons, n):
@@ -1075,7 +1082,7 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
     Below `cache` lies a folder for this list of files and this size: images.bin, uint8 (N, 3, S, S), mapped into memory
     and not read into it; done.bin, a byte for each image (0 not yet, 1 decoded, 2 cannot be read); index.json, the
     paths and a fingerprint of the files' sizes and times. Several processes decode. What is there already is used; a
-    killed build goes on where it stopped; a changed source is decoded anew; one whole and without bad images need not be writable.
+    killed build goes on where it stopped; a changed source is decoded anew; a finished cache without bad images may be read-only.
     Raises UserError when the disk is too full. A script that loads many images needs if __name__ == "__main__", as always with
     multiprocessing.
     """
@@ -1130,7 +1137,7 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
 
 def mapped(file, shape, must_write=False):
     """A file of uint8 numbers as a tensor of that shape, read from the disk where it is used. What is written to it stays in
-    memory. Of a file larger than the memory Linux allows no such copy: then it must not be written to (must_write: OSError)."""
+    memory. Linux refuses that for a file larger than its memory: the tensor is then read-only (must_write: OSError)."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         try:
@@ -1180,8 +1187,7 @@ def tell_unguarded_script():
 
 
 def end_with_parent():
-    """Lets this process end when its parent does, even if the parent is killed and cannot tell it, and not by Ctrl-C, which the
-    parent gets too."""
+    """Ends this process when its parent ends, even by being killed. Ignores Ctrl-C, which the parent gets too."""
     def watch():
         multiprocessing.parent_process().join()
         os._exit(1)
@@ -1214,7 +1220,7 @@ def fill_chunk(job):
 
 @dataclass
 class BoxSet:
-    """Images with boxes, a list entry an image: images (paths, or uint8 (3, H, W)); boxes float (k, 4) as x1, y1,
+    """Images with boxes, as lists over images: images (paths, or uint8 (3, H, W)); boxes float (k, 4) as x1, y1,
     x2, y2 in pixels from the image's upper left corner; labels int64 (k,), indices of classes; difficult bool (k,)."""
 
     name: str
@@ -1254,7 +1260,7 @@ def read_voc_annotation(file):
 
 
 def load_boxes(data, seed=0, image_size=128):
-    """(train, test) BoxSets of `data`: "scenes" (see detection_scenes) or folders in the layout of Pascal VOC.
+    """(train, test) BoxSets of `data`: ["scenes"] (see detection_scenes) or a list of folders in the layout of Pascal VOC.
 
     Each folder is VOC2007 or any other with Annotations/, JPEGImages/ and ImageSets/Main/, or one that holds such
     folders at most two levels down. Training uses trainval.txt, testing test.txt; a folder without test.txt serves for
@@ -1288,7 +1294,7 @@ def load_boxes(data, seed=0, image_size=128):
         missing = [str(path) for path in images if not path.is_file()]
         if missing:
             raise UserError(f"{len(missing)} image(s) of the annotations are missing: {', '.join(missing[:3])}")
-        if bad := [found for found in thumbnails_of(images, "checking images") if isinstance(found, str)]:  # better told before the training
+        if bad := [reason for reason in thumbnails_of(images, "checking images") if isinstance(reason, str)]:  # report before the training
             raise UserError(f"{list_bad(bad, len(images))}; repair or remove them")
         sets.append(BoxSet(
             "+".join(Path(d).resolve().name for d in data), images,
@@ -1301,8 +1307,8 @@ def load_boxes(data, seed=0, image_size=128):
 def detection_scenes(split, n, image_size=128, seed=0, categories=5):
     """Scenes with one to four objects of categories that pretraining does not show: a BoxSet of n images.
 
-    The first object is drawn with its context; each other is drawn in the same context and pasted, with
-    probability 0.6, where it touches no earlier one.
+    The first object is drawn with its context; up to three others, in the same context and noise, are pasted with
+    probability 0.6 each, unless their boxes overlap.
     """
     generator = stream("detection", split, seed)
     shapes = sample_shapes(categories, stream("shapes", "detection", seed))
@@ -1331,8 +1337,8 @@ def detection_scenes(split, n, image_size=128, seed=0, categories=5):
 
 
 def run_cli(main):
-    """Calls `main()`; a UserError, a path that cannot be written to, or too little memory of a GPU becomes one line on stderr
-    and exit status 2, a bug keeps its traceback."""
+    """Calls `main()`; a UserError, a full disk, a path that cannot be written to or too little GPU memory becomes one line on
+    stderr and exit status 2, Ctrl-C exit status 130; a bug keeps its traceback."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal has no sign for
     try:
@@ -1390,8 +1396,7 @@ fraction = number(float, lambda value: 0 <= value <= 1, "between 0 and 1")
 
 
 def named(data):
-    """A data set's name, or a folder's path that ends in its name: without ./ and a last slash, and . and .. spelled out, also
-    ./cifar10: that folder and not the data set."""
+    """--data without ./ and a last slash; ., .. and ./cifar10, which is that folder and not the data set, as absolute paths."""
     if not data:
         raise argparse.ArgumentTypeError("an empty name; is a variable of the shell not set?")
     plain = str(Path(data))
@@ -1441,7 +1446,7 @@ def write_whole(file, content):
 @contextmanager
 def locked(file):
     """Holds a lock on a file, so that one process at a time is inside; released when the process dies. No lock on Windows,
-    on file systems without locks, and where one may only read."""
+    on file systems without locks, or if it cannot be opened."""
     with ExitStack() as stack:
         for mode in "wr":  # another user's file may only be read, which suffices on most file systems
             with suppress(OSError):
@@ -1548,8 +1553,8 @@ def propose(folder, by="random", count=None, backbone=None, image_size=None, see
     The train split of a folder of class folders, or a folder of images without classes. by "random": uniform over the
     other images of the class; "features": the nearest neighbour in the features of `backbone` that is not
     near-identical, within the class; with `ignore_labels`, or without classes, among all images, and then some are
-    false pairs. In random order, but the classes in turn; `count` keeps the first. `cache` as in load_images, whose array
-    of the train split is the same. Raises UserError for a class with one image and for names that a list cannot hold.
+    false pairs. In random order, but the classes in turn; `count` keeps the first. `cache` as in load_images; by
+    "random" `image_size` is not used. Raises UserError for a class with one image and for names that a list cannot hold.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -1634,8 +1639,8 @@ def category_of(path, folder):
 
 
 def check(file, folder=None):
-    """Checks a pair list: (lines of the report, mistakes). A mistake is a missing or unreadable image, an image
-    paired with itself or with a near-identical one, or, where the list or class folders tell, a pair of two categories. A script
+    """Checks a pair list: (lines of the report, mistakes). A mistake is a missing or unreadable image, one of
+    two categories, one paired with itself or a near-identical one, or, where categories are known, a pair of two. A script
     that checks a long list needs if __name__ == "__main__", as several processes read the images."""
     table, folder = read_rows(file, folder)
     rows = [row for row in table if row["keep"]]
@@ -1688,12 +1693,12 @@ def main():
     add("--data", required=True, help="a folder of class folders, with train/ or without; or, with --by features, of images")
     add("--out", default="pairs.csv", help="the list; contact sheets are written beside it [pairs.csv]")
     add("--count", type=positive_int, help="number of pairs, balanced over the classes [one for each image]")
-    add("--show", type=positive_int, help="contact sheets of the first N pairs only: of many, a balanced sample [all]")
+    add("--show", type=positive_int, help="contact sheets of the first N pairs only, a balanced sample [all]")
     add("--by", default="random", choices=["random", "features"], help="random: within the class; features: the nearest neighbour in a backbone's features [random]")
     add("--backbone-file", help="with --by features: a run folder's backbone.pt, or weights with torchvision's key names")
     add("--backbone", default="resnet18", help="its architecture [resnet18]")
     add("--ignore-labels", action="store_true", help="with --by features: neighbours of any class; some pairs are false then")
-    add("--image-size", type=positive_int, help="side of the images in pixels, which decides a ResNet's stem [the first image's, at most 224]")
+    add("--image-size", type=positive_int, help="with --by features: side of the images in pixels, which decides a ResNet's stem [the first image's, at most 224]")
     add("--skip-bad", action="store_true", help="leave out images that cannot be read")
     add("--cache", default="cache", help="folder for the decoded images, kept for later [cache]")
     add("--seed", type=seed_int, default=0, help="random seed of the partners and the order [0]")
@@ -1716,7 +1721,7 @@ def main():
     if out.parent.resolve() != Path(args.data).resolve():  # a list beside the classes is none of them
         not_a_class(args.data, {"--out": out.parent})
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.touch(), out.unlink()  # a folder that cannot be written to is better told now
+    out.touch(), out.unlink()  # fail now if the folder cannot be written to
     backbone = None
     if args.by == "features":
         import evaluate

@@ -2,7 +2,7 @@
 
     python simclr.py --pairs semantic                                  # built-in scenes, minutes on two CPU cores
     python simclr.py --pairs augmented                                 # its matched baseline
-    python simclr.py --pairs semantic --data cifar10 --download        # ResNet-18, a GPU is used where there is one
+    python simclr.py --pairs semantic --data cifar10 --download        # ResNet-18, 200 epochs: for a GPU
 
     x1, x2   two views (N, 3, S, S): of one image, or of two images of one category
     h        backbone features (N, width): what evaluation uses
@@ -13,11 +13,13 @@ and the 2N - 2 negatives make "all embeddings equal" costly. A low temperature g
 weight. Evaluation takes h, because z loses what the loss has no use for (Sec. 4.2).
 
 Deviations from the paper and google-research/simclr
-  1. SGD with momentum by default: batches here are 128-512, LARS (--optimizer lars) is for thousands.
+  1. SGD with momentum by default: batches here are 128-512, LARS (--optimizer lars) is for thousands. SGD's weight
+     decay includes biases and BatchNorm (official: neither).
   2. The loss is the mean over the 2N anchors, as in the paper's Algorithm 1; the official code sums the means of
      the two views, which is twice that.
   3. Inputs are normalised with ImageNet's mean and standard deviation (official: [0, 1]), so that one input
-     convention serves all methods and torchvision's weights. Crops are bilinear (official: bicubic).
+     convention serves all methods and torchvision's weights. Crops are bilinear (official: bicubic), taken from a
+     centre square of --image-size (paper: from the whole picture).
   4. The two views go through the network one after the other, so BatchNorm sees N images at a time.
   5. The projector's last BatchNorm has a bias (official: a scale only).
   6. On CIFAR-size photographs: ResNet-18 (App. B.9: ResNet-50), 200 epochs.
@@ -175,6 +177,7 @@ def train(model, optimizer, source, view1, view2, run, args):
                 group["lr"] = lr
             with evaluate.autocast(device):
                 z1, z2 = network(x1), network(x2)
+            # gather: the rows of all processes under torchrun; with one process z itself
             loss = nt_xent(evaluate.gather(z1.float()), evaluate.gather(z2.float()), args.temperature)
 
             optimizer.zero_grad()

@@ -247,11 +247,15 @@ def test_other_files_have_another_check_sum(tmp_path):
     assert source.pool.classes == ["cat", "dog"] and source.rates(0)["false_rate"] == 1  # categories of the class folders
 
 
-def test_curated_list_and_its_matched_baseline(tmp_path):
+def test_curated_list_and_its_matched_baseline(tmp_path, capsys):
     write_folder(tmp_path)
     (tmp_path / "list.csv").write_text("image_a,image_b,category\ncat/0.png,cat/1.png,cat\ndog/2.png,dog/0.png,dog\ncat/0.png,cat/3.png,cat\n")
     curated, baseline = (pairs.read_pair_list(tmp_path / "list.csv", arm=arm) for arm in ("semantic", "augmented"))
     assert len(curated) == len(baseline) == 3 and torch.equal(curated.pool.images, baseline.pool.images)
+    assert capsys.readouterr().out.count("3 images of") == 2  # cat/1, cat/3 and dog/0 are never image_a: both arms say so
+    (tmp_path / "both.csv").write_text("image_a,image_b\ncat/0.png,cat/1.png\ncat/1.png,cat/0.png\n")
+    pairs.read_pair_list(tmp_path / "both.csv")
+    assert "never image_a" not in capsys.readouterr().out
     (a1, p1), (a2, p2) = curated.epoch(0), baseline.epoch(0)
     assert torch.equal(a1, a2) and torch.equal(p2, a2)
     rows = {(*curated.pool.images[a, :2, 0, 0].tolist(), *curated.pool.images[p, :2, 0, 0].tolist()) for a, p in zip(a1, p1)}

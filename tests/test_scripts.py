@@ -1,5 +1,7 @@
 """The four scripts as a user runs them: each method on each kind of pairs, what it writes, its mistakes."""
 
+import ast
+import builtins
 import contextlib
 import csv
 import importlib
@@ -459,3 +461,45 @@ def test_blocks_that_the_scripts_share_are_equal():
 def test_ci_runs_the_readmes_test_command():
     command = next(line for line in (ROOT / ".ci" / "run").read_text().splitlines() if "pytest" in line)
     assert command in (ROOT / "README.md").read_text()
+
+
+PIECES = [  # as README, Copying a piece, says: a file, what is called, what else to copy
+    ("simclr", "nt_xent", []), ("moco", "info_nce", []), ("byol", "regression_loss", []), ("simsiam", "negative_cosine", []),
+    ("evaluate", "knn", []), ("evaluate", "collapse_signals", []), ("pairs", "semantic_partners", ["sorted_by_class", "rank_in_class"]),
+    ("evaluate", "share_of_factor", ["variance_of_factor", "variance_of_category"]),
+    ("evaluate", "coco_average_precision", ["coco_match", "overlaps", "COCO_THRESHOLDS"]),
+]
+
+
+def source_of(file, name):
+    text = Path(ROOT, f"{file}.py").read_text()
+    for node in ast.parse(text).body:
+        if getattr(node, "name", None) == name or isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name:
+            first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+            return "\n".join(text.splitlines()[first - 1 : node.end_lineno])
+
+
+def names_used(source):
+    """What a piece of code takes from outside of it."""
+    tree, bound = ast.parse(source), set(dir(builtins)) | {"torch", "F", "np", "math"}
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            bound.add(node.name)
+        if isinstance(node, ast.arg):
+            bound.add(node.arg)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            bound.add(node.id)
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - bound
+
+
+@pytest.mark.parametrize("file, name, others", PIECES)
+def test_a_piece_can_be_copied_with_what_the_readme_names(file, name, others):
+    assert names_used("\n\n".join(source_of(file, each) for each in (*others, name))) == set()
+
+
+def test_the_section_augmentation_can_be_copied_whole():
+    text = Path(ROOT, "pairs.py").read_text()
+    section = text.split(" augmentation\n")[1].split("# ----")[0]
+    assert "def augment(" in section
+    section = section.replace(source_of("pairs", "make_views"), "")
+    assert names_used(section) == {"UserError", "dataclass", "replace", "functools"}  # one of ours, and the standard library
