@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # What exercises 4 to 6 of the README come to, in exercises.txt: a script with one line changed, read from stdin. Minutes on two
 # cores; from the repository's root:
-#     bash results/scenes/exercises.sh [python [456]] > results/scenes/exercises.txt
+#     bash results/scenes/exercises.sh [python [456A]] > results/scenes/exercises.txt
 set -e
-python=${1:-.venv/bin/python} only=${2:-456} runs=$(mktemp -d) n=0
+python=${1:-.venv/bin/python} only=${2:-456A} runs=$(mktemp -d) n=0
 trap 'rm -r "$runs"' EXIT
 train() {  # a title, what is changed (for sed), the script, its options: how the epochs end, and the probe on held-out categories
   [[ $only == *$exercise* ]] || return 0
@@ -30,3 +30,8 @@ exercise=6
 train "6. byol.py --pairs augmented --epochs 2" "" byol.py --pairs augmented --epochs 2
 train "   without the predictor" "s/return z, self.predictor(z)/return z, z/" byol.py --pairs augmented --epochs 2
 train "   simsiam.py without the predictor" "s/return z, self.predictor(z)/return z, z/" simsiam.py --pairs augmented --epochs 2
+exercise=A  # 5 and 6 again, for all epochs
+export OMP_NUM_THREADS=1
+train "All epochs, one thread: simsiam.py --pairs augmented without the stop-gradient" "s/, z.detach()/, z/" simsiam.py --pairs augmented
+train "   simsiam.py without the predictor" "s/return z, self.predictor(z)/return z, z/" simsiam.py --pairs augmented
+train "   byol.py without the predictor" "s/return z, self.predictor(z)/return z, z/" byol.py --pairs augmented
