@@ -218,9 +218,14 @@ def multiplies_in_bf16(device):
     return device.type == "cpu" and bool(fast_cpu)
 
 
-def autocast(device):
-    """bf16 autocast for the networks where it is faster; losses are computed outside of it, in float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=multiplies_in_bf16(device))
+def usual_precision(device):
+    """"bfloat16" or "float32", in which networks compute on a device unless --precision says otherwise."""
+    return "bfloat16" if multiplies_in_bf16(device) else "float32"
+
+
+def autocast(device, precision=None):
+    """bf16 autocast for the networks, by default where it is faster; losses are computed outside of it, in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=(precision or usual_precision(device)) == "bfloat16")
 
 
 # -------------------------------------------------------------------------------------------- heads
@@ -907,7 +912,7 @@ class Run:
                        "python": platform.python_version(), "torch": torch.__version__,
                        "torchvision": torchvision.__version__, "numpy": np.__version__, "pillow": PIL.__version__,
                        "threads": torch.get_num_threads(), "machine": platform.machine(), "git_commit": git_commit(),
-                       "precision": "bfloat16" if multiplies_in_bf16(torch.device(args.device)) else "float32",
+                       "precision": args.precision or usual_precision(torch.device(args.device)),
                        "processes": pairs.rank_and_world()[1]}
         if torch.device(args.device).type == "cuda":
             self.config["gpu"] = torch.cuda.get_device_name()
@@ -931,7 +936,7 @@ class Run:
         if self.first and not (self.folder / "pairs.png").exists():
             pairs.save_picture(self.folder / "pairs.png", source, view1, view2)
         resumed = f", resumed after epoch {self.epoch}" if args.resume else ""
-        print(f"{self.folder}: {len(source):,} pairs an epoch, {self.total:,} steps, on {args.device}{resumed}", flush=True)
+        print(f"{self.folder}: {len(source):,} pairs an epoch, {self.total:,} steps, on {args.device} in {self.config['precision']}{resumed}", flush=True)
         self.rates = functools.lru_cache(1)(source.rates)  # the same for all of an epoch's lines
         told = {name: f"{value:.3f}" for name, value in self.rates(0).items() if value is not None}
         print("pairs of the first epoch: " + ", ".join(f"{name} {value}" for name, value in told.items()), flush=True)

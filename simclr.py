@@ -74,6 +74,7 @@ def parse_args(argv=None):
     add("--weight-decay", type=pairs.nonnegative_float, help=f"coefficient of the L2 penalty {default('weight_decay')}")
     add("--seed", type=pairs.seed_int, default=0, help="seed of the scenes, the weights, the order, the partners and the augmentation [0]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
+    add("--precision", choices=["bfloat16", "float32"], help="in which the networks compute (losses: always float32); float32 to compare machines [bfloat16 where that is faster]")
     add("--compile", action="store_true", help="torch.compile the networks, for GPUs: costs time at the start, and gains little on a CPU (README, Speed)")
     add("--out", help="run folder [runs/<method>-<pairs>-<data>-seed<seed>]")
     add("--resume", action="store_true", help="go on from the run folder's checkpoint, with the same options")
@@ -175,7 +176,7 @@ def train(model, optimizer, source, view1, view2, run, args):
             lr = learning_rate(run.step, total, args.lr * args.batch_size / 256, warmup)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            with evaluate.autocast(device):
+            with evaluate.autocast(device, args.precision):
                 z1, z2 = network(x1), network(x2)
             # gather: the rows of all processes under torchrun; with one process z itself
             loss = nt_xent(evaluate.gather(z1.float()), evaluate.gather(z2.float()), args.temperature)

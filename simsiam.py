@@ -73,6 +73,7 @@ def parse_args(argv=None):
     add("--weight-decay", type=pairs.nonnegative_float, help=f"coefficient of the L2 penalty {default('weight_decay')}")
     add("--seed", type=pairs.seed_int, default=0, help="seed of the scenes, the weights, the order, the partners and the augmentation [0]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
+    add("--precision", choices=["bfloat16", "float32"], help="in which the networks compute (losses: always float32); float32 to compare machines [bfloat16 where that is faster]")
     add("--compile", action="store_true", help="torch.compile the networks, for GPUs: costs time at the start, and gains little on a CPU (README, Speed)")
     add("--out", help="run folder [runs/<method>-<pairs>-<data>-seed<seed>]")
     add("--resume", action="store_true", help="go on from the run folder's checkpoint, with the same options")
@@ -152,7 +153,7 @@ def train(model, optimizer, source, view1, view2, run, args):
             lr = learning_rate(run.step, total, peak)
             backbone_and_projector, predictor = optimizer.param_groups
             backbone_and_projector["lr"], predictor["lr"] = lr, peak  # Sec. 4.2: the predictor should keep up with z
-            with evaluate.autocast(device):
+            with evaluate.autocast(device, args.precision):
                 (z1, p1), (z2, p2) = network(x1), network(x2)
             loss = 0.5 * negative_cosine(p1.float(), z2.float()) + 0.5 * negative_cosine(p2.float(), z1.float())
 

@@ -165,10 +165,11 @@ def test_networks_compute_in_bf16_and_losses_in_float32(method, loss, monkeypatc
     script, got = importlib.import_module(method), set()
     of = getattr(script, loss)
     monkeypatch.setattr(script, loss, lambda *a: got.update(x.dtype for x in a if isinstance(x, torch.Tensor)) or of(*a))
-    monkeypatch.setattr(evaluate, "multiplies_in_bf16", lambda device: True)
-    run = trained(method, monkeypatch)
-    assert got == {torch.float32} and {dtype for *_, dtype in run.lines} == {torch.bfloat16}
-    assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+    for faster, chosen, kind in ((True, [], torch.bfloat16), (True, ["float32"], torch.float32), (False, ["bfloat16"], torch.bfloat16)):
+        monkeypatch.setattr(evaluate, "multiplies_in_bf16", lambda device: faster)
+        run = trained(method, monkeypatch, ["--precision", *chosen] * len(chosen))
+        assert got == {torch.float32} and {dtype for *_, dtype in run.lines} == {kind}
+        assert {p.dtype for p in run.model.parameters()} == {torch.float32}
 
 
 HEAD, LAST = ["Linear", "BatchNorm1d", "ReLU", "Linear"], "BatchNorm1d"
