@@ -184,12 +184,13 @@ class LARS(torch.optim.SGD):
 def train(model, optimizer, source, view1, view2, run, args):
     device = torch.device(args.device)
     steps_per_epoch = len(source) // args.batch_size
-    total, warmup = args.epochs * steps_per_epoch, args.warmup_epochs * steps_per_epoch
+    total, peak = args.epochs * steps_per_epoch, args.lr * args.batch_size / 256
+    warmup = args.warmup_epochs * steps_per_epoch
     images = pairs.to_device(source.pool.images, device)
     network = evaluate.parallel(model, args.compile)  # under torchrun: the gradients' mean over all processes
     for epoch in range(run.epoch, args.epochs):
         for x1, x2 in pairs.batches(source, epoch, args.batch_size, view1, view2, device, images):
-            lr = learning_rate(run.step, total, args.lr * args.batch_size / 256, warmup)
+            lr = learning_rate(run.step, total, peak, warmup)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             with evaluate.autocast(device, args.precision):
