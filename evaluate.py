@@ -242,17 +242,20 @@ def features(backbone, images, batch_size=256, what="features"):
     Raises AssertionError when the pass changed the backbone (a head must not move what it judges), Diverged when features
     are not finite.
     """
-    frozen = copy.deepcopy(backbone).eval()  # running statistics of BatchNorm are used, and stay as they are
-    device = next(frozen.parameters()).device
+    before, modes = copy.deepcopy(backbone.state_dict()), {module: module.training for module in backbone.modules()}
+    device = next(backbone.parameters()).device
+    backbone.eval()  # running statistics of BatchNorm are used, and stay as they are
     out, progress = [], pairs.Progress(what, len(images))
     for batch in images.split(batch_size):
         x = pairs.normalize(batch.to(device)).contiguous(memory_format=torch.channels_last)
-        out.append(frozen(x).float())
+        out.append(backbone(x).float())
         progress(sum(map(len, out)))
+    for module, training in modes.items():
+        module.training = training
     h = torch.cat(out)
     if not h.isfinite().all():
         raise Diverged(f"{what}: not all are finite, so the network has diverged; train it with a lower --lr or a larger --batch-size")
-    assert all(map(torch.equal, frozen.state_dict().values(), backbone.state_dict().values())), "the backbone moved"
+    assert all(map(torch.equal, backbone.state_dict().values(), before.values())), "the backbone moved"
     return h
 
 
@@ -577,8 +580,8 @@ def coco_match(iou, crowd):
 def coco_average_precision(truth, found, classes, max_detections=100):
     """AP (classes, thresholds) of detections, COCO's 101-point definition; nan for a class without true boxes.
 
-    truth, found: lists of dicts, one for each image; truth has boxes (G, 4), labels (G,), difficult (G,), found has boxes, scores,
-    labels. Difficult objects count as COCO's crowds: they need not be found, and detections on them are ignored. At each
+    truth, found: lists of dicts, one for each image; truth has boxes (G, 4), labels (G,), difficult (G,), found has
+    boxes, scores, labels. Difficult objects count as COCO's crowds: they need not be found, and detections on them are ignored. At each
     recall 0, 0.01 ... 1 the highest precision at that recall or more is taken, 0 where it is never reached.
     Equal to pycocotools' precision averaged over recalls (area "all").
     """

@@ -363,7 +363,7 @@ def main():
              "precision": lambda: bench_precision(args.device, seconds, batch_size), "compile": lambda: bench_compile(args.device, seconds, batch_size), "epoch": lambda: bench_epoch(args.device, batch_size, args.workers),
              "probe": lambda: bench_probe(seconds), "growth": lambda: bench_growth(args.device, seconds), "recipes": lambda: bench_recipes(args.device)}
     result = {"machine": {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine(), "cpu": CPU.get("cpu_name"),
-                          "precision": "bfloat16" if evaluate.multiplies_in_bf16(torch.device(args.device)) else "float32", "python": platform.python_version(),
+                          "precision": evaluate.usual_precision(torch.device(args.device)), "python": platform.python_version(),
                           "gpu": torch.cuda.get_device_name() if args.device.startswith("cuda") else None, "batch_size": batch_size, "compiled": args.compile,
                           "seconds": seconds, "cores": os.cpu_count(), "git_commit": evaluate.git_commit(),
                           **{name: version_of(name) for name in ("torchvision", "numpy", "pillow", "lightly", "kornia", "scikit-learn")}}}

@@ -540,6 +540,12 @@ def make_run(tmp_path, files=None, **options):
     return evaluate.Run("simclr", args, pairs.make_pairs("augmented", pool, 0), view, view, backbone, backbone, optimizer)
 
 
+def test_a_run_says_in_which_precision_it_computes(tmp_path, capsys):
+    for kind in ("bfloat16", "float32"):
+        run = make_run(tmp_path, out=tmp_path / kind, precision=kind)
+        assert evaluate.read_config(run.folder)["precision"] == kind and f"on cpu in {kind}" in capsys.readouterr().out
+
+
 def test_a_run_folder_is_never_overwritten(tmp_path):
     make_run(tmp_path)
     kept = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}

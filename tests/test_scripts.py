@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -394,7 +395,7 @@ def test_help_names_every_option_with_its_default():
 def test_defaults_on_scenes_are_those_of_the_published_results(method):
     published = json.loads((ROOT / "results" / "scenes" / f"{method}-semantic-scenes-seed0" / "config.json").read_text())
     now = vars(importlib.import_module(method).parse_args(["--pairs", "semantic", "--device", "cpu"]))
-    shared = now.keys() & published.keys() - {"image_size"}  # that of the scenes, there
+    shared = now.keys() & published.keys() - {"image_size"} - evaluate.MACHINE  # the image size of the scenes, there
     assert {k: now[k] for k in shared} == {k: published[k] for k in shared} and len(shared) > 25
     assert not published.keys() & {"lr", "epochs", "batch_size", "weight_decay", "crop_min", "jitter"} - shared
 
@@ -404,7 +405,7 @@ def test_defaults_on_photographs_are_those_of_the_published_results(method):
     published = json.loads((ROOT / "results" / "transfer" / "epochs60" / f"{method}-semantic-seed0" / "config.json").read_text())
     now = vars(importlib.import_module(method).parse_args(["--pairs", "semantic", "--data", "cifar10-jpeg", "--device", "cpu"]))
     other = {"image_size", "out", "backbone", "epochs", "limit"} | ({"temperature"} if method == "moco" else set())  # in those runs
-    shared = now.keys() & published.keys() - other
+    shared = now.keys() & published.keys() - other - evaluate.MACHINE
     assert {k: now[k] for k in shared} == {k: published[k] for k in shared} and {"lr", "batch_size", "weight_decay", "crop_min", "jitter"} <= shared
     assert (now["backbone"], now["epochs"]) == ("resnet18", 200) and now.get("temperature") == {"simclr": 0.5, "moco": 0.1}.get(method)
 
@@ -463,16 +464,17 @@ def test_ci_runs_the_readmes_test_command():
     assert command in (ROOT / "README.md").read_text()
 
 
-PIECES = [  # as README, Copying a piece, says: a file, what is called, what else to copy
-    ("simclr", "nt_xent", []), ("moco", "info_nce", []), ("byol", "regression_loss", []), ("simsiam", "negative_cosine", []),
-    ("evaluate", "knn", []), ("evaluate", "collapse_signals", []), ("pairs", "semantic_partners", ["sorted_by_class", "rank_in_class"]),
-    ("evaluate", "share_of_factor", ["variance_of_factor", "variance_of_category"]),
-    ("evaluate", "coco_average_precision", ["coco_match", "overlaps", "COCO_THRESHOLDS"]),
-]
+def pieces():
+    """The rows of README's table of pieces: a file, what is called, what else to copy."""
+    for row in (ROOT / "README.md").read_text().split("## Copying a piece")[1].split("\n## ")[0].splitlines():
+        called, _, others = row.strip("| ").partition(" | ")
+        for file, name in re.findall(r"`(\w+)\.(\w+)", called) if row.startswith("| `") else ():
+            if name not in ("augment", "linear_probe"):  # a section, and what is better imported
+                yield file, name, re.findall(r"`(\w+)`", others)
 
 
 def source_of(file, name):
-    text = Path(ROOT, f"{file}.py").read_text()
+    text = (ROOT / f"{file}.py").read_text()
     for node in ast.parse(text).body:
         if getattr(node, "name", None) == name or isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name:
             first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
@@ -480,26 +482,32 @@ def source_of(file, name):
 
 
 def names_used(source):
-    """What a piece of code takes from outside of it."""
-    tree, bound = ast.parse(source), set(dir(builtins)) | {"torch", "F", "np", "math"}
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            bound.add(node.name)
-        if isinstance(node, ast.arg):
-            bound.add(node.arg)
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            bound.add(node.id)
-    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - bound
+    """What a piece of code takes from outside of it, but for torch, F, np and math."""
+    wanted, given = set(), set(dir(builtins)) | {"torch", "F", "np", "math"}
+    for part in ast.parse(source).body:
+        names = [node for node in ast.walk(part) if isinstance(node, ast.Name)]
+        own = {node.id for node in names if isinstance(node.ctx, ast.Store)} | {node.arg for node in ast.walk(part) if isinstance(node, ast.arg)}
+        own |= {node.name for node in ast.walk(part) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+        wanted |= {node.id for node in names} - own
+        given |= own if isinstance(part, ast.Assign) else {getattr(part, "name", None)}
+    return wanted - given
 
 
-@pytest.mark.parametrize("file, name, others", PIECES)
+@pytest.mark.parametrize("file, name, others", list(pieces()))
 def test_a_piece_can_be_copied_with_what_the_readme_names(file, name, others):
     assert names_used("\n\n".join(source_of(file, each) for each in (*others, name))) == set()
 
 
 def test_the_section_augmentation_can_be_copied_whole():
-    text = Path(ROOT, "pairs.py").read_text()
-    section = text.split(" augmentation\n")[1].split("# ----")[0]
+    section = (ROOT / "pairs.py").read_text().split(" augmentation\n")[1].split("# ----")[0]
     assert "def augment(" in section
     section = section.replace(source_of("pairs", "make_views"), "")
-    assert names_used(section) == {"UserError", "dataclass", "replace", "functools"}  # one of ours, and the standard library
+    assert names_used(section) == {"UserError", "dataclass", "replace", "functools"}  # ours, and the standard library's
+
+
+def test_a_loop_of_ones_own_as_in_the_readme():
+    code = (ROOT / "README.md").read_text().split("In a training loop of your own:")[1].split("To paste")[0]
+    given = {"epoch": 0, "labels": torch.arange(256) % 4, "images": torch.randint(256, (256, 3, 16, 16), dtype=torch.uint8), "device": "cpu",
+             "model": lambda x: x.flatten(1)}
+    exec(textwrap.dedent(code), given)
+    assert given["loss"].isfinite() and torch.equal(given["labels"][given["partner"]], given["labels"]) and len(given["x1"]) == 128

@@ -53,7 +53,7 @@ def trained(method, monkeypatch, options=()):
 @pytest.fixture
 def float64(monkeypatch):
     """Everything in float64, so that equal means equal."""
-    monkeypatch.setattr(evaluate, "autocast", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(evaluate, "autocast", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     torch.set_default_dtype(torch.float64)
     pairs.constant.cache_clear()
@@ -161,13 +161,14 @@ def test_options_reach_the_network(method, monkeypatch):
 
 
 @pytest.mark.parametrize("method, loss", [("simclr", "nt_xent"), ("moco", "info_nce"), ("byol", "regression_loss"), ("simsiam", "negative_cosine")])
-def test_networks_compute_in_bf16_and_losses_in_float32(method, loss, monkeypatch):
+def test_networks_compute_in_either_precision_and_losses_in_float32(method, loss, monkeypatch):
     script, got = importlib.import_module(method), set()
     of = getattr(script, loss)
     monkeypatch.setattr(script, loss, lambda *a: got.update(x.dtype for x in a if isinstance(x, torch.Tensor)) or of(*a))
-    for faster, chosen, kind in ((True, [], torch.bfloat16), (True, ["float32"], torch.float32), (False, ["bfloat16"], torch.bfloat16)):
+    for faster, options, kind in ((True, [], torch.bfloat16), (True, ["--precision", "float32"], torch.float32),
+                                  (False, ["--precision", "bfloat16"], torch.bfloat16)):
         monkeypatch.setattr(evaluate, "multiplies_in_bf16", lambda device: faster)
-        run = trained(method, monkeypatch, ["--precision", *chosen] * len(chosen))
+        run = trained(method, monkeypatch, options)
         assert got == {torch.float32} and {dtype for *_, dtype in run.lines} == {kind}
         assert {p.dtype for p in run.model.parameters()} == {torch.float32}
 

@@ -3,8 +3,8 @@
 # linear probe on another data set. Two runs at a time, one thread each, 3 to 10 minutes a run: two and a half hours. Then the
 # same for three times as many epochs, 8 to 29 minutes a run: six hours; then SimCLR without kinds of augmentation, 12 minutes
 # a run: two hours; then with few or false semantic pairs, 8 runs: three hours in float32; then with another architecture, 6
-# runs, about an hour and a half a pair in float32; then fine-tuning. From the repository's root, with the two data sets' folders of
-# class folders:
+# runs, about an hour and a half a pair in float32; then fine-tuning. From the repository's root, with the two folders of class
+# folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 # SimCLR's runs here come from commit a3cbafd (output.txt), the others' from a later one (output-others.txt, with the trials of moco-recipe.txt).
 # Since then all 8 parts of MoCo's batch together move BatchNorm's running statistics as much as one batch does.
@@ -57,7 +57,7 @@ architecture() {  # of 6 runs: SimCLR with ShuffleNetV2 (x0.5) instead of the co
 tuned() {  # of 4 runs: seeds 1 and 2 of the 60 epochs of `commands` once more, as fine-tuning needs the backbones; those of seed 0 are in `curation`
   for seed in 1 2; do
     for pairs in augmented semantic; do
-      echo "simclr.py --pairs $pairs --seed $seed --data $cifar --backbone convnet --epochs 60 --limit 20000 --warmup-epochs 10 --out runs/epochs60-finetune/simclr-$pairs-seed$seed"
+      echo "simclr.py --pairs $pairs --seed $seed --data $cifar --backbone convnet --epochs 60 --limit 20000 --warmup-epochs 10 --precision float32 --out runs/epochs60-finetune/simclr-$pairs-seed$seed"
     done
   done
 }
