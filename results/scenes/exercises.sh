@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What exercises 4 to 6 of the README come to, in exercises.txt: a script with one line changed, read from stdin. Minutes on two
-# cores; from the repository's root:
+# What exercises 4 to 6 of the README come to, in exercises.txt: a script with one line changed, read from stdin. Some twenty
+# minutes on two cores; from the repository's root:
 #     bash results/scenes/exercises.sh [python [456A]] > results/scenes/exercises.txt
 set -e
 python=${1:-.venv/bin/python} only=${2:-456A} runs=$(mktemp -d) n=0
