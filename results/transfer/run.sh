@@ -95,8 +95,8 @@ without | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $off runs/epochs60-without/*
 
 # How few semantic pairs, and how clean? Planned before the first was run, and not added to. These runs, of commit b205906, were made
-# on a machine that computes in float32 (about 48 minutes each), the ones that they stand beside in bf16: hence seed 0 of those once more, in
-# float32 (commit dc1590c).
+# on a machine that computes in float32 (about 48 minutes each), those of the 60 epochs in bf16: hence seed 0 of both arms once more, in
+# float32 (commit dc1590c), and later, for fine-tuning, seeds 1 and 2.
 curation | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $few runs/epochs60-curation/*
 
@@ -106,7 +106,7 @@ architecture | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $arch runs/epochs60-shufflenet/*
 
 # Fine-tuning of all layers on clothes, with a tenth of their labels and with all; 300 steps each. Planned before the first was run, and
-# not added to. In float32.
+# not added to. In float32; the runs of seeds 1 and 2, and all fine-tunings, are of commit 67e9264: two hours.
 tuned | xargs -P 2 -L 1 "$python" > runs-output.txt
 cp -r runs/epochs60-curation/simclr-{augmented,semantic}-seed0 runs/epochs60-finetune/
 for fraction in 0.1 1; do
@@ -120,7 +120,6 @@ cp -r $kept/results .
 compare $here $here/{simclr,moco,byol,simsiam}-*-seed[0-4]
 compare $long $long/{simclr,moco,byol,simsiam}-*
 compare $off $long/simclr-*-seed[0-2] $off/simclr-*-without-{crop,jitter-gray,crop-flip-jitter-gray}-seed[0-2] --by without "${both[@]}"
-compare $few $long/simclr-*-seed[0-2] $few/simclr-{share,false}*-seed[0-2] "${both[@]}"
-compare $few/float32 $few/simclr-*-seed0 "${both[@]}"  # all in float32
-compare $arch $long/simclr-*-seed[0-2] $arch/simclr-*-seed[0-2] --by backbone "${both[@]}"
+compare $few $tune/simclr-*-seed[0-2] $few/simclr-{share,false}*-seed[0-2] "${both[@]}"  # all in float32, and the next
+compare $arch $tune/simclr-*-seed[0-2] $arch/simclr-*-seed[0-2] --by backbone "${both[@]}"
 compare $tune $tune/simclr-*-seed[0-2] --measure "finetune $(basename "$clothes"), 0.1 of the labels" "finetune $(basename "$clothes"), 1 of the labels" "transfer $(basename "$clothes")"
