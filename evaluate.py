@@ -255,7 +255,7 @@ def features(backbone, images, batch_size=256, what="features"):
     h = torch.cat(out)
     if not h.isfinite().all():
         raise Diverged(f"{what}: not all are finite, so the network has diverged; train it with a lower --lr or a larger --batch-size")
-    assert all(map(torch.equal, backbone.state_dict().values(), before.values())), "the backbone moved"
+    assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items()), "the backbone moved"
     return h
 
 

@@ -611,8 +611,9 @@ def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=Non
     classes = sorted(set(category.values())) if all(category.values()) else [Path(file).stem]
     label = {name: i for i, name in enumerate(classes)}
     labels = torch.tensor([label.get(category[path], 0) for path in index])  # without categories all are of one class
-    if never := len(rows.unique()) - len(rows[:, 0].unique()):
-        print(f"note: {never:,} of the {len(rows.unique()):,} images of these pairs are never image_a, so --arm augmented does not train "
+    shown, anchors = (len(places.unique()) for places in (rows, rows[:, 0]))
+    if shown > anchors:
+        print(f"note: {shown - anchors:,} of the {shown:,} images of these pairs are never image_a, so --arm augmented does not train "
               "on them; a list with each pair in both directions shows both arms the same images", flush=True)
     pool = ImageSet(Path(file).stem, images, labels[kept], classes, files_crc32=crc32_of(folder, [row[c] for row in table for c in ("image_a", "image_b")]))
     return Pairs(pool, "augmented" if arm == "augmented" else "list", seed, rows)

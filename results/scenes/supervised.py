@@ -64,4 +64,4 @@ for data in ("scenes", "scenes-held-out", "scenes-shifted"):
     train, test = (pairs.load_images(data, split, seed=args.seed) for split in ("train", "test"))
     for head, r in evaluate.judge(["linear", "knn"], backbone, untrained, train, test).items():
         print(f"seed {args.seed}  lr {options.lr:g}  loss {loss.item():.3f}  {head:6}  {data:15}  untrained {r['untrained']:.3f}  supervised {r['accuracy']:.3f}  "
-              f"torch {torch.__version__}  {'bf16' if evaluate.multiplies_in_bf16(torch.device('cpu')) else 'float32'}", flush=True)
+              f"torch {torch.__version__}  {evaluate.usual_precision(torch.device('cpu'))}", flush=True)

@@ -2,9 +2,9 @@
 # Transfer from CIFAR-10 to clothes: four methods on 20,000 CIFAR-10 images with either kind of pairs, five seeds, then a
 # linear probe on another data set. Two runs at a time, one thread each, 3 to 10 minutes a run: two and a half hours. Then the
 # same for three times as many epochs, 8 to 29 minutes a run: six hours; then SimCLR without kinds of augmentation, 12 minutes
-# a run: two hours; then with few or false semantic pairs, 8 runs: three hours in float32; then with another architecture, 6
-# runs, about an hour and a half a pair in float32; then fine-tuning. From the repository's root, with the two folders of class
-# folders:
+# a run: two hours; then with few or false semantic pairs, 6 runs: two and a half hours in float32; then with another
+# architecture, 6 runs, about an hour and a half a pair in float32; then fine-tuning, 6 runs: three hours. From the repository's
+# root, with the two folders of class folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 # SimCLR's runs here come from commit a3cbafd (output.txt), the others' from a later one (output-others.txt, with the trials of moco-recipe.txt).
 # Since then all 8 parts of MoCo's batch together move BatchNorm's running statistics as much as one batch does.
@@ -38,14 +38,12 @@ without() {  # of 18 runs: SimCLR with transforms switched off, seeds 0 to 2, el
     done
   done
 }
-curation() {  # of 8 runs: SimCLR with a quarter of the semantic pairs or with two fifths of them false, seeds 0 to 2; and seed 0 unchanged
+curation() {  # of 6 runs: SimCLR with a quarter of the semantic pairs or with two fifths of them false, seeds 0 to 2
   row() { echo "simclr.py --data $cifar --backbone convnet --epochs 60 --limit 20000 --warmup-epochs 10 --out runs/epochs60-curation/simclr-$*"; }
   for seed in 0 1 2; do
     row "share0.25-seed$seed --pairs semantic --semantic-share 0.25 --seed $seed"
     row "false0.4-seed$seed --pairs semantic --false-pairs 0.4 --seed $seed"
   done
-  row "semantic-seed0 --pairs semantic --seed 0"
-  row "augmented-seed0 --pairs augmented --seed 0"
 }
 architecture() {  # of 6 runs: SimCLR with ShuffleNetV2 (x0.5) instead of the convnet, seeds 0 to 2, else as the 60 epochs of `commands`
   for seed in 0 1 2; do
@@ -54,8 +52,8 @@ architecture() {  # of 6 runs: SimCLR with ShuffleNetV2 (x0.5) instead of the co
     done
   done
 }
-tuned() {  # of 4 runs: seeds 1 and 2 of the 60 epochs of `commands` once more, as fine-tuning needs the backbones; those of seed 0 are in `curation`
-  for seed in 1 2; do
+tuned() {  # of 6 runs: SimCLR's seeds 0 to 2 of the 60 epochs of `commands` once more, in float32, and for fine-tuning
+  for seed in 0 1 2; do
     for pairs in augmented semantic; do
       echo "simclr.py --pairs $pairs --seed $seed --data $cifar --backbone convnet --epochs 60 --limit 20000 --warmup-epochs 10 --precision float32 --out runs/epochs60-finetune/simclr-$pairs-seed$seed"
     done
@@ -73,7 +71,7 @@ judge() {  # a folder of results, then runs
     cp "$run"/{config.json,result.json,log.jsonl} "$to/$(basename "$run")/"
   done
   # lines of the training log are in log.jsonl
-  grep -vE '^epoch |^reading |features of|L2 strengths' runs-output.txt > "$to/output.txt"
+  grep -vE '^epoch |^reading |features of|L2 strengths|^fine-tuning |^classifying' runs-output.txt > "$to/output.txt"
 }
 compare() {  # a folder of results, then runs and options
   "$python" evaluate.py compare "${@:2}" --out "$1"
@@ -95,8 +93,8 @@ without | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $off runs/epochs60-without/*
 
 # How few semantic pairs, and how clean? Planned before the first was run, and not added to. These runs, of commit b205906, were made
-# on a machine that computes in float32 (about 48 minutes each), those of the 60 epochs in bf16: hence seed 0 of both arms once more, in
-# float32 (commit dc1590c), and later, for fine-tuning, seeds 1 and 2.
+# on a machine that computes in float32 (about 48 minutes each), those of the 60 epochs in bf16: so
+# they are compared with the runs of `tuned`.
 curation | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $few runs/epochs60-curation/*
 
@@ -106,9 +104,9 @@ architecture | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $arch runs/epochs60-shufflenet/*
 
 # Fine-tuning of all layers on clothes, with a tenth of their labels and with all; 300 steps each. Planned before the first was run, and
-# not added to. In float32; the runs of seeds 1 and 2, and all fine-tunings, are of commit 67e9264: two hours.
+# not added to. In float32; the runs of seed 0 are of commit dc1590c (made with those of `curation`), the others, and all fine-tunings,
+# of 67e9264.
 tuned | xargs -P 2 -L 1 "$python" > runs-output.txt
-cp -r runs/epochs60-curation/simclr-{augmented,semantic}-seed0 runs/epochs60-finetune/
 for fraction in 0.1 1; do
   for run in runs/epochs60-finetune/*; do
     echo "evaluate.py finetune $run --data $clothes --fraction $fraction --steps 300"
