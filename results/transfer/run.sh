@@ -3,7 +3,7 @@
 # linear probe on another data set. Two runs at a time, one thread each, 3 to 10 minutes a run: two and a half hours. Then the
 # same for three times as many epochs, 8 to 29 minutes a run: six hours; then SimCLR without kinds of augmentation, 12 minutes
 # a run: two hours; then with few or false semantic pairs, 6 runs: two and a half hours in float32; then with another
-# architecture, 6 runs, about an hour and a half a pair in float32; then fine-tuning, 6 runs: three hours. From the repository's
+# architecture, 6 runs, about an hour and a half a pair in float32; then fine-tuning, 10 runs: five hours. From the repository's
 # root, with the two folders of class folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 # SimCLR's runs here come from commit a3cbafd (output.txt), the others' from a later one (output-others.txt, with the trials of moco-recipe.txt).
@@ -52,8 +52,8 @@ architecture() {  # of 6 runs: SimCLR with ShuffleNetV2 (x0.5) instead of the co
     done
   done
 }
-tuned() {  # of 6 runs: SimCLR's seeds 0 to 2 of the 60 epochs of `commands` once more, in float32, and for fine-tuning
-  for seed in 0 1 2; do
+tuned() {  # of 10 runs: SimCLR's 60 epochs of `commands` once more, in float32, and for fine-tuning
+  for seed in 0 1 2 3 4; do
     for pairs in augmented semantic; do
       echo "simclr.py --pairs $pairs --seed $seed --data $cifar --backbone convnet --epochs 60 --limit 20000 --warmup-epochs 10 --precision float32 --out runs/epochs60-finetune/simclr-$pairs-seed$seed"
     done
@@ -103,9 +103,10 @@ judge $few runs/epochs60-curation/*
 architecture | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $arch runs/epochs60-shufflenet/*
 
-# Fine-tuning of all layers on clothes, with a tenth of their labels and with all; 300 steps each. Planned before the first was run, and
-# not added to. In float32; the runs of seed 0 are of commit dc1590c (made with those of `curation`), the others, and all fine-tunings,
-# of 67e9264.
+# Fine-tuning of all layers on clothes, with a tenth of their labels and with all; 300 steps each. Seeds 0 to 2 were planned before the
+# first was run; seeds 3 and 4 of both arms were added when those were known, to be kept whatever they show, so that float32 has the
+# five seeds of bf16. In float32; the runs of seed 0 are of commit dc1590c (made with those of `curation`), those of seeds 1 and 2, and
+# the fine-tunings of seeds 0 to 2, of 67e9264.
 tuned | xargs -P 2 -L 1 "$python" > runs-output.txt
 for fraction in 0.1 1; do
   for run in runs/epochs60-finetune/*; do
