@@ -665,7 +665,7 @@ def draw_detections(path, data, found, n=8, threshold=0.5):
 
     n = min(n, len(data))
     figure, axes = plt.subplots(math.ceil(n / 4), min(n, 4), figsize=(4 * min(n, 4), 3.4 * math.ceil(n / 4)), squeeze=False, layout="constrained")
-    colors = plt.get_cmap("tab10").colors
+    colors = plt.get_cmap("tab10" if len(data.classes) <= 10 else "tab20").colors
     for axis in axes.flat:
         axis.axis("off")
     for i, axis in zip(range(n), axes.flat):
@@ -674,8 +674,8 @@ def draw_detections(path, data, found, n=8, threshold=0.5):
         for boxes, labels, style in ((data.boxes[i].numpy(), data.labels[i].numpy(), {"ls": ":", "lw": 1.2, "ec": "white"}),
                                      (found[i]["boxes"][sure], found[i]["labels"][sure], {"ls": "-", "lw": 1.6})):
             for (x1, y1, x2, y2), label in zip(boxes, labels):
-                axis.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, **{"ec": colors[label % 10]} | style))
-    handles = [plt.Line2D([], [], color=color, label=name) for color, name in zip(colors, data.classes)]
+                axis.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, **{"ec": colors[label % len(colors)]} | style))
+    handles = [plt.Line2D([], [], color=colors[i % len(colors)], label=name) for i, name in enumerate(data.classes)]
     handles += [plt.Line2D([], [], color="gray", ls=":", label="true box (white)")]
     figure.legend(handles=handles, loc="outside lower center", ncols=6)
     figure.suptitle(f"{data.name}: detections with a score of at least {threshold}")
@@ -1115,7 +1115,10 @@ def read_config(run):
     file = Path(run) / "config.json"
     if not file.is_file():
         raise UserError(f"{run} is not a run folder: it has no config.json")
-    return {"processes": 1} | read_json(file)  # older runs, from before there could be several, lack it
+    config = {"processes": 1} | read_json(file)  # older runs, from before there could be several, lack it
+    if "seed" not in config:
+        raise UserError(f"{run} is not a run folder: its config.json is another program's")
+    return config
 
 
 def add_results(run, results, config=None):

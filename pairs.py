@@ -629,7 +629,8 @@ def categories_of(table, folder):
     names = set(category.values()) - {""}
     for row in table:  # a partner that is never an anchor may be of another category, that of its class folder
         a, b = row["image_a"], row["image_b"]
-        category.setdefault(b, own(b) if own(b) and (own(b) in names or folders_tell or not row["category"]) else category[a])
+        tells = own(b) not in ("", own(a)) and (own(b) in names or folders_tell or not row["category"])
+        category.setdefault(b, own(b) if tells else category[a])
     return category
 
 
