@@ -17,6 +17,7 @@ Two things that are compared take turns, so that another load on the machine hit
 """
 
 import argparse
+import contextlib
 import functools
 import importlib
 import importlib.metadata
@@ -226,43 +227,55 @@ def bench_methods(methods, device, seconds, batch_size, options):
 
 
 def bench_precision(device, seconds, batch_size):
-    """Both trained by simclr.py's own loop; `chosen` is what evaluate.multiplies_in_bf16 chooses here."""
+    """Both trained by simclr.py's own loop; `chosen` is what it takes here without --precision."""
     if device == "cpu" and not (CPU.get("avx512_bf16") or CPU.get("amx_bf16")):
         return {"bfloat16": "no instructions for it, so not timed: it would be emulated"}
-    choice, steps, rows = evaluate.multiplies_in_bf16, steps_timed(device), {}
+    steps, rows = steps_timed(device), {}
     for backbone in ("convnet", "resnet18"):
-        call = trainer("simclr", backbone, photographs(batch_size * steps, 32), batch_size, device)
-
-        def with_bf16(yes):
-            evaluate.multiplies_in_bf16 = lambda device: yes
-            call()
-
-        t = take_turns({"float32": lambda: with_bf16(False), "bfloat16": lambda: with_bf16(True)}, seconds)
-        evaluate.multiplies_in_bf16 = choice
-        rows[f"simclr, {backbone}"] = {f"{name}_ms": 1000 * v / steps for name, v in t.items()} | {"ratio": t["float32"] / t["bfloat16"], "chosen": "bfloat16" if choice(torch.device(device)) else "float32"}
+        images = photographs(batch_size * steps, 32)
+        t = take_turns({kind: trainer("simclr", backbone, images, batch_size, device, options=("--precision", kind)) for kind in ("float32", "bfloat16")}, seconds)
+        rows[f"simclr, {backbone}"] = {f"{kind}_ms": 1000 * v / steps for kind, v in t.items()} | {"ratio": t["float32"] / t["bfloat16"], "chosen": evaluate.usual_precision(torch.device(device))}
     return rows
+
+
+@contextlib.contextmanager
+def cuda_graphs():
+    """--compile with CUDA graphs, which the scripts do not use: do they pay?"""
+    compile = torch.compile
+    torch.compile = functools.partial(compile, mode="reduce-overhead")
+    try:
+        yield
+    finally:
+        torch.compile = compile
 
 
 def bench_compile(device, seconds, batch_size):
     """Both trained by the method's own loop; the first compiled call also compiles, with nothing kept from earlier runs. On a
-    GPU also with cuDNN left to try its algorithms (cudnn.benchmark), which the scripts do not do: does it pay?"""
+    GPU also with cuDNN left to try its algorithms (cudnn.benchmark), and with CUDA graphs, neither of which the scripts do."""
     cache, rows = tempfile.TemporaryDirectory(ignore_cleanup_errors=True), {}  # removed at the end of this function
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache.name
     steps = 2 * steps_timed(device)
     for backbone in ("convnet", "resnet18"):
         images = photographs(batch_size * steps, 32)
-        calls = {name: trainer("simclr", backbone, images, batch_size, device, options=options) for name, options in (("eager", ()), ("compiled", ("--compile",)))}
+        make = lambda *options: trainer("simclr", backbone, images, batch_size, device, options=options)
+        calls, first, failed = {"eager": make(), "compiled": make("--compile")}, {}, {}
         if device.startswith("cuda"):
             with_benchmark = torch.backends.cudnn.flags(enabled=True, benchmark=True)  # as a decorator
             calls |= {f"{name}_cudnn_benchmark": with_benchmark(call) for name, call in calls.items()}
-        first = {}
-        for name, call in calls.items():
+            calls["compiled_cuda_graphs"] = cuda_graphs()(make("--compile"))
+        for name, call in list(calls.items()):
             before = time.perf_counter()
-            call()
+            try:
+                call()
+            except RuntimeError as error:  # CUDA graphs may not suit the loop; the others should be timed all the same
+                if name != "compiled_cuda_graphs":
+                    raise
+                failed[name] = str(error).splitlines()[0]
+                del calls[name]
             synchronize()
             first[name] = time.perf_counter() - before
         t = take_turns(calls, seconds)
-        rows[f"simclr, {backbone}"] = {"start_s": first["compiled"] - first["eager"], **{f"{name}_ms": 1000 * v / steps for name, v in t.items()}, "ratio": t["eager"] / t["compiled"]}
+        rows[f"simclr, {backbone}"] = {"start_s": first["compiled"] - first["eager"], **{f"{name}_ms": 1000 * v / steps for name, v in t.items()}, "ratio": t["eager"] / t["compiled"], **failed}
     return rows
 
 
