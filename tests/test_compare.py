@@ -179,3 +179,22 @@ def test_backbones_from_elsewhere_stand_in_rows_of_their_own(make):
         evaluate.write_json(run / "config.json", evaluate.read_config(run) | {"pairs": None})
     rows = evaluate.compare(runs)
     assert [row["method"] for row in rows] == [run.name for run in runs] and [row["any"] for row in rows] == [{0: 0.3}, {0: 0.4}]
+
+
+@pytest.mark.parametrize("key", "metric k classes n n_train n_test files_crc32 n_fitted steps batch_size kind size rois roi_size".split())
+def test_results_obtained_in_another_way_are_refused(make, key):
+    runs = [make("augmented", 0, 0.5), make("semantic", 0, 0.6)]
+    for run, value in zip(runs, (1, 2)):
+        evaluate.add_results(run, {"knn": {"held": {"accuracy": 0.3, "untrained": 0.1, "chance": 0.05, key: value}}})
+    with pytest.raises(UserError, match=f"knn held is not comparable: {key} is 1 in .* and 2 in "):
+        evaluate.compare(runs)
+
+
+def test_fine_tunings_and_detectors_trained_otherwise_are_refused(make):
+    runs = [make("augmented", 0, 0.5), make("semantic", 0, 0.6)]
+    for run, seeds in zip(runs, ([0], [0, 1])):
+        evaluate.add_results(run, {"finetune": {f"held, seed {s}": {"accuracy": 0.3, "untrained": 0.1, "chance": 0.05, "seed": s} for s in seeds}})
+    with pytest.raises(UserError, match=r"finetune held is not comparable: its seeds is \[0\] in .* and \[0, 1\] in "):
+        evaluate.compare(runs)
+    with pytest.raises(UserError, match="lr is 0.02 and 0.1"):
+        evaluate.measures({"detect": {f"v, init {init}, seed 0": {"ap": 0.3, "ap50": 0.6, "lr": lr} for init, lr in (("run", 0.02), ("random", 0.1))}})

@@ -1,5 +1,6 @@
 """Detection: average precision by hand and against pycocotools, the detectors, their training data."""
 
+import copy
 import math
 
 import numpy as np
@@ -60,6 +61,7 @@ def test_thresholds_count_the_overlap():
     metrics = evaluate.box_metrics(data, found)
     for name in ("", "voc07_"):
         assert [metrics[name + key] for key in ("ap", "ap50", "ap75")] == pytest.approx([sum(reached) / 10, 1, 0])
+    assert metrics["ap50_by_class"] == {"a": pytest.approx(1)}
 
 
 def random_case(rng, images=40, classes=3, ties=False):
@@ -161,6 +163,17 @@ def test_anchors_scale_with_the_size_of_test_images(name, kind):
         assert sizes == pytest.approx([smallest * 2**k for k in range(5)])
 
 
+@pytest.mark.parametrize("name", ["resnet18", "convnet"])
+def test_a_c4_detector_is_the_backbone_and_one_more_batchnorm(name):
+    backbone = evaluate.build_backbone(name, 96)[0].eval()
+    model = evaluate.build_detector(copy.deepcopy(backbone), 2, "c4", [96, 128], rois=8, roi_size=7).eval()
+    x, extra = torch.randn(2, 3, 96, 96), math.sqrt(1 + 1e-5) if name == "resnet18" else 1  # a new BatchNorm; the convnet ends in one
+    assert torch.allclose(extra * model.roi_heads.box_head(model.backbone(x)), backbone(x), rtol=1e-4, atol=1e-5)
+    assert any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in list(model.roi_heads.box_head)[1:])
+    assert model.roi_heads.box_roi_pool.output_size == (7, 7) and model.transform.max_size == 213
+    assert model.rpn._post_nms_top_n == {"training": 200, "testing": 100}
+
+
 def test_detectors_for_other_backbones_are_refused_by_name():
     for name, kind in (("mobilenet_v3_small", "c4"), ("convnet", "fpn")):
         with pytest.raises(UserError, match=f"{kind} takes torchvision's ResNets"):
@@ -235,11 +248,28 @@ def test_a_detector_is_trained_on_training_images_and_tested_on_test_images(tmp_
     backbone, (train, test), used = evaluate.build_backbone("convnet", 32)[0], [pairs.detection_scenes(s, 2, 32) for s in ("train", "test")], []
     monkeypatch.setattr(pairs, "load_boxes", lambda *_: (train, test))
     monkeypatch.setattr(evaluate, "load_backbone", lambda run: (backbone, backbone))
-    monkeypatch.setattr(evaluate, "train_detector", lambda model, data, *options: used.append((data, options)))
+    monkeypatch.setattr(evaluate, "train_detector", lambda model, data, *options: used.append((data, options, model.roi_heads.box_predictor.cls_score.weight.clone())))
     monkeypatch.setattr(evaluate, "detect", lambda model, data: used.append(data) or [found_of(boxes(), [])] * 2)
     monkeypatch.setattr(evaluate, "draw_detections", lambda *_: None)
-    evaluate.detect_run(tmp_path, ["scenes"], torch.device("cpu"), "run", "c4", [32], 6, 4, 0.1, 8, 7, 5)
+    for seed in (5, 5, 6):
+        _, r = evaluate.detect_run(tmp_path, ["scenes"], torch.device("cpu"), "run", "c4", [32], 6, 4, 0.1, 8, 7, seed)
+        assert r.items() >= {"init": "run", "kind": "c4", "size": [32], "steps": 6, "batch_size": 4, "lr": 0.1, "rois": 8, "roi_size": 7, "seed": seed}.items()
     assert used[0][0] is train and used[0][1] == (6, 4, 0.1, 5) and used[1] is test
+    heads = [head for *_, head in used[::2]]
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])  # they start from the detector's seed
+
+
+def test_a_detectors_result_is_of_the_weights_that_were_read(tmp_path, monkeypatch):
+    config, world = {"backbone": "convnet", "image_size": 32, "seed": 3, "trained_epochs": 2}, [pairs.detection_scenes("train", 2, 32)] * 2
+    further = lambda *_: evaluate.write_json(tmp_path / "config.json", config | {"trained_epochs": 4})  # the run goes on meanwhile
+    monkeypatch.setattr(pairs, "load_boxes", lambda *_: world)
+    monkeypatch.setattr(evaluate, "load_backbone", lambda run: (evaluate.build_backbone("convnet", 32)[0],) * 2)
+    monkeypatch.setattr(evaluate, "train_detector", further)
+    monkeypatch.setattr(evaluate, "detect", lambda *_: [found_of(boxes(), [])] * 2)
+    monkeypatch.setattr(evaluate, "draw_detections", lambda *_: None)
+    evaluate.write_json(tmp_path / "config.json", config)
+    evaluate.detect_run(tmp_path, ["scenes"], torch.device("cpu"), "run", "c4", [32], 1, 2, 0.1, 8, 7, 0)
+    assert set(evaluate.read_json(tmp_path / "result-epoch2.json")) == {"detect"} and not (tmp_path / "result.json").exists()
 
 
 def test_detectors_take_their_options_and_ap75_is_that_of_0_75():
@@ -262,6 +292,20 @@ def test_classes_of_any_name_are_shown_as_they_are(tmp_path):
     data = pairs.replace(pairs.detection_scenes("test", 2, 32), classes=["$5_to_$_x", *"bcde"])
     evaluate.draw_detections(tmp_path / "d.png", data, [found_of(boxes(), [])] * 2)
     assert (tmp_path / "d.png").stat().st_size > 1000
+
+
+def test_the_legend_has_the_colour_of_every_class(tmp_path, monkeypatch):
+    from matplotlib.colors import to_rgb
+    from matplotlib.figure import Figure
+
+    drawn, legend = [], Figure.legend
+    monkeypatch.setattr(Figure, "legend", lambda self, **options: drawn.append((self.axes[0].patches, options["handles"])) or legend(self, **options))
+    box, label = torch.tensor([[3.0, 3, 20, 20]]), torch.tensor([14])
+    data = pairs.BoxSet("d", [torch.zeros(3, 40, 40, dtype=torch.uint8)], [box], [label], [torch.tensor([False])], [f"c{i}" for i in range(20)])
+    evaluate.draw_detections(tmp_path / "d.png", data, [found_of(box.numpy(), [0.9], [14])])
+    (_, detection), handles = drawn[0]
+    colors = {handle.get_label(): to_rgb(handle.get_color()) for handle in handles}
+    assert colors["c14"] == to_rgb(detection.get_edgecolor()) and len(set(colors.values())) == 21
 
 
 def test_a_detectors_learning_rate_by_hand():

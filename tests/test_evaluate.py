@@ -65,6 +65,10 @@ def test_an_image_size_that_the_architecture_cannot_take_is_named():
             evaluate.build_backbone(name, 30)
 
 
+def test_a_transformer_is_built_for_the_images_it_gets():
+    assert evaluate.build_backbone("vit_b_32", 64)[0](torch.zeros(2, 3, 64, 64)).shape == (2, 768)
+
+
 def test_the_mean_over_positions_is_that_of_adaptive_pooling():
     x = torch.randn(3, 5, 4, 6).to(memory_format=torch.channels_last)
     assert torch.allclose(evaluate.MeanOverPositions()(x), F.adaptive_avg_pool2d(x, 1), atol=1e-6)
@@ -136,6 +140,13 @@ def test_the_table_says_which_categories_pretraining_has_seen(capsys):
     assert "were seen" not in note("flowers102, 0.1 of the labels") and "were seen" not in note("photos", pairs="augmented")
     assert "headline" in note("scenes-held-out, 0.1 of the labels", data="scenes")
     assert "were seen" not in note("photos", pairs="list.csv", arm="semantic", data=None)
+
+
+def test_the_table_has_its_numbers_under_their_names(capsys):
+    r = {"accuracy": 0.5, "untrained": 0.2, "chance": 0.1, "classes": 10}
+    evaluate.show_table({"knn": {"photos": r}}, {"pairs": "augmented", "data": "photos"})
+    head, row = (line.split() for line in capsys.readouterr().out.splitlines()[1:3])
+    assert head == ["data", "classes", "chance", "untrained", "this", "run"] and row[-5:] == ["photos", "10", "0.100", "0.200", "0.500"]
 
 
 # -- heads
@@ -242,6 +253,11 @@ def test_metrics_by_hand():
         evaluate.score("top1", logits, y)
 
 
+def test_metrics_leave_out_classes_that_no_image_shows():
+    assert evaluate.score("mean per class", torch.eye(4)[[0, 2]], torch.tensor([0, 2])) == 1
+    assert evaluate.score("11-point mAP", torch.tensor([[1.0, 0], [0, 1]]), torch.tensor([[1, 0], [0, 0]])) == 1
+
+
 def test_regressions_of_several_classes_an_image_leave_out_what_is_difficult():
     torch.manual_seed(0)
     x, y, l2 = torch.randn(100, 4, dtype=torch.float64), torch.randint(-1, 2, (100, 2)), 0.03
@@ -272,6 +288,13 @@ def test_a_set_with_validation_images_of_its_own_is_chosen_on_them():
     held, kept = evaluate.split_off_validation(train, None)
     assert len(held) == 4 and sorted([*held.tolist(), *kept.tolist()]) == list(range(20))
     assert train.labels[held].sum() == 2 and train.labels[kept[:6]].sum() == 3  # balanced, and so is every prefix
+
+
+def test_a_result_says_of_which_images_it_is():
+    train, val, test = labelled(20, 0), labelled(4, 2), labelled(10, 1)
+    train.files_crc32, test.files_crc32 = 1, 2
+    r = evaluate.judge(["knn"], mean_color(), mean_color(), train, test, val)["knn"]
+    assert (r["files_crc32"], r["n_train"], r["n_test"]) == (2, 24, 10)
 
 
 def test_a_fifth_of_every_class_is_held_out_of_unequal_classes_too():
@@ -347,6 +370,13 @@ def test_a_small_share_of_the_labels_has_every_class_in_every_training(monkeypat
     monkeypatch.setattr(evaluate, "fit_all_layers", fit)
     evaluate.fine_tune(backbone, train, train, fraction=0.05, lrs=[0.1, 0.01])
     assert [sorted(labels[rows].tolist()) for rows in seen] == [[0, 1, 2]] * 3
+
+
+def test_fine_tuning_sees_no_image_but_those_of_its_rows(monkeypatch):
+    train, augment, shown = labelled(40, 0), pairs.augment, []
+    monkeypatch.setattr(pairs, "augment", lambda images, *rest: shown.append(images) or augment(images, *rest))
+    evaluate.fit_all_layers(mean_color(), train, torch.tensor([3, 8]), 0.1, 4, 8, 0, "")
+    assert len(shown) == 4 and all((x[:, None] == train.images[[3, 8]]).flatten(2).all(2).any(1).all() for x in shown)
 
 
 def test_fine_tuning_chooses_its_learning_rate_on_training_images_alone():
@@ -489,6 +519,44 @@ def test_transformations_have_the_strengths_that_they_say(monkeypatch):
     assert asked[-1] == (-math.pi / 6, math.pi / 6)
 
 
+def test_transformations_are_what_their_names_say():
+    slope = torch.arange(32, dtype=torch.uint8).mul(7).expand(40, 3, 32, 32).contiguous()  # brighter to the right
+    noise = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    of = lambda name, x=slope, **view: evaluate.transform_images(x, name, pairs.Augmentation(**view), pairs.stream(0)).float()
+    assert (of("crop")[..., 1:] >= of("crop")[..., :-1]).all()  # not mirrored
+    gray = of("gray", noise)
+    assert torch.equal(gray[:, 0], gray[:, 1]) and torch.equal(gray[:, 0], gray[:, 2])
+    assert torch.equal(of("solarize", noise), torch.where(noise < 128, noise, 255 - noise).float())
+    assert len(of("rotation").unique(dim=0)) > 30 and len(of("jitter").unique(dim=0)) > 30  # a draw for each
+    assert torch.equal(of("jitter", jitter=(0, 0, 0, 0)), slope.float())  # of the strength that the view has
+
+
+def test_invariance_is_by_default_of_held_out_scenes_or_the_runs_own_data(tmp_path, monkeypatch):
+    asked, nothing = [], (torch.arange(4) % 2, labelled(4, 0).images, {})
+    monkeypatch.setattr(evaluate, "load_backbone", lambda run: (mean_color(), mean_color()))
+    monkeypatch.setattr(evaluate, "load_splits", lambda config, data, *_: asked.append(data) or [labelled(40, 0)])
+    for name in ("scene_changes", "image_changes"):
+        monkeypatch.setattr(evaluate, name, lambda *_: nothing)
+    for data in ("scenes", None, "photos"):
+        evaluate.write_json(tmp_path / "config.json", {"method": None, "image_size": 16, "seed": 0, "data": data})
+        evaluate.invariance_run(tmp_path, torch.device("cpu"))
+    assert asked == ["scenes-held-out", "scenes-held-out", "photos"]
+
+
+def test_what_one_of_the_two_views_has_is_inside_of_the_augmentation(tmp_path, monkeypatch):
+    import byol
+
+    config = vars(byol.parse_args(["--data", ".", "--solarize", "0", "0.2"]))
+    evaluate.write_json(tmp_path / "config.json", config | {"method": "byol", "image_size": 16, "data": "photos"})
+    labels, x = torch.arange(4) % 2, labelled(4, 0).images
+    monkeypatch.setattr(evaluate, "load_backbone", lambda run: (mean_color(), mean_color()))
+    monkeypatch.setattr(evaluate, "load_splits", lambda *_: [labelled(40, 0)])
+    monkeypatch.setattr(evaluate, "scene_changes", lambda *_: (labels, x, {}))
+    monkeypatch.setattr(evaluate, "image_changes", lambda *_: (labels, x, {"solarize": 255 - x, "rotation": x.rot90(1, (2, 3))}))
+    found = evaluate.invariance_run(tmp_path, torch.device("cpu"))["transformations of colours"]["factors"]
+    assert found["solarize"]["inside"] and not found["rotation"]["inside"]
+
+
 def test_invariance_is_of_test_images_of_the_runs_world_and_view(tmp_path, monkeypatch):
     import simclr
 
@@ -544,6 +612,24 @@ def test_a_run_says_in_which_precision_it_computes(tmp_path, capsys):
     for kind in ("bfloat16", "float32"):
         run = make_run(tmp_path, out=tmp_path / kind, precision=kind)
         assert evaluate.read_config(run.folder)["precision"] == kind and f"on cpu in {kind}" in capsys.readouterr().out
+
+
+def test_a_run_folder_is_named_by_what_the_study_varies(tmp_path, monkeypatch):
+    import simclr
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate.Run, "_create", lambda self: None)
+    monkeypatch.setattr(pairs, "save_picture", lambda *_: None)
+    pool = pairs.ImageSet("t", torch.zeros(8, 3, 16, 16, dtype=torch.uint8), torch.zeros(8, dtype=torch.long), ["a"])
+
+    def name(*options):
+        args = simclr.parse_args([*options, "--device=cpu", "--batch-size=4"])
+        return evaluate.Run("simclr", args, pairs.make_pairs("augmented", pool, 0), None, None, None, None, None).folder.as_posix()
+
+    assert name("--seed=3") == "runs/simclr-augmented-scenes-seed3"
+    assert name("--pairs=semantic", "--semantic-share=0.5", "--false-pairs=0.2") == "runs/simclr-semantic-share0.5-false0.2-scenes-seed0"
+    assert name("--pairs=semantic", "--without=crop,flip") == "runs/simclr-semantic-without-crop-flip-scenes-seed0"
+    assert [name("--pairs=l.csv", f"--arm={arm}") for arm in ("semantic", "augmented")] == ["runs/simclr-l-list-seed0", "runs/simclr-l-augmented-list-seed0"]
 
 
 def test_a_run_folder_is_never_overwritten(tmp_path):
@@ -625,6 +711,37 @@ def test_a_run_that_goes_on_elsewhere_says_so(tmp_path, monkeypatch, capsys):
     assert not {name, "git_commit"} & set(evaluate.vars_of(config))  # neither is an option
 
 
+def test_a_run_may_go_on_on_any_machine_and_says_on_which_it_was(tmp_path, monkeypatch, capsys):
+    run = make_run(tmp_path)
+    make_run(tmp_path, resume=True, cache="elsewhere", root="r", download=True, compile=True)
+    old = evaluate.read_config(run.folder)
+    for name in ("python", "torch", "torchvision", "numpy", "pillow", "threads", "machine", "git_commit", "precision"):
+        evaluate.write_json(run.folder / "config.json", old | {name: "other"})
+        make_run(tmp_path, resume=True)
+        assert f"the run goes on with {name} " in capsys.readouterr().out
+    evaluate.write_json(run.folder / "config.json", old)
+    for commit in "ab":
+        monkeypatch.setattr(evaluate, "git_commit", lambda: commit)
+        make_run(tmp_path, resume=True)
+    assert [there["git_commit"] for there in evaluate.read_config(run.folder)["resumed_elsewhere"]] == ["a", "b"]
+
+
+def test_a_commit_says_when_files_differ_from_it(tmp_path, monkeypatch):
+    git = lambda *a: subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *a], check=True, capture_output=True, text=True).stdout.strip()
+    git("init")
+    (tmp_path / "f").write_text("1")
+    git("add", "f"), git("commit", "-m", "m"), git("tag", "-a", "v1", "-m", "v")
+    monkeypatch.setattr(evaluate, "__file__", str(tmp_path / "evaluate.py"))
+    commit = evaluate.git_commit.__wrapped__()
+    (tmp_path / "f").write_text("2")
+    assert (commit, evaluate.git_commit.__wrapped__()) == (git("rev-parse", "HEAD"), git("rev-parse", "HEAD") + "-dirty")
+
+
+def test_a_run_without_an_epoch_is_not_judged(tmp_path):
+    with pytest.raises(UserError, match="has not finished an epoch"):
+        evaluate.load_backbone(make_run(tmp_path).folder)
+
+
 def test_a_run_killed_between_checkpoint_and_backbone_is_whole_after_resume(tmp_path, monkeypatch):
     run = make_run(tmp_path)
     evaluate.add_results(run.folder, {"knn": {"t": {"accuracy": 0.1}}})  # of the untrained backbone
@@ -669,6 +786,21 @@ def test_a_result_is_of_the_trained_backbone_and_of_the_epoch_that_was_read(tmp_
     assert evaluate.read_json(tmp_path / "result-epoch2.json")["knn"]["colours"]["accuracy"] == 1 and not (tmp_path / "result.json").exists()
 
 
+def test_results_before_a_mistake_are_kept(tmp_path, monkeypatch):
+    evaluate.write_json(tmp_path / "config.json", {"seed": 0, "data": None})
+    monkeypatch.setattr(evaluate, "load_backbone", lambda run: (mean_color(), mean_color()))
+
+    def load_splits(config, data, *_):
+        if data == "bad":
+            raise UserError("bad")
+        return labelled(20, 0), labelled(10, 1), None
+
+    monkeypatch.setattr(evaluate, "load_splits", load_splits)
+    with pytest.raises(UserError, match="bad"):
+        evaluate.evaluate_run(tmp_path, ["knn"], ["good", "bad"], torch.device("cpu"))
+    assert "colours" in evaluate.read_json(tmp_path / "result.json")["knn"]
+
+
 def test_the_untrained_backbone_is_that_of_the_runs_seed_and_options(tmp_path):
     torch.manual_seed(3)
     start, _ = evaluate.build_backbone("resnet18", 16, zero_init_residual=True)
@@ -686,6 +818,35 @@ def test_a_result_that_is_replaced_by_another_is_kept(tmp_path, capsys):
     replaced, = [json.loads(line) for line in open(tmp_path / "result-replaced.jsonl")]
     assert (replaced["head"], replaced["data"], replaced["steps"], replaced["accuracy"]) == ("finetune", "t", 1000, 0.9)
     assert capsys.readouterr().out.count("this finetune of t replaces another one, which is kept in ") == 1
+
+
+def test_every_replaced_result_is_kept_and_the_same_of_other_code_replaces_none(tmp_path, monkeypatch, capsys):
+    for value in (0.1, 0.2, 0.3):
+        evaluate.add_results(tmp_path, {"knn": {"t": {"accuracy": value}}})
+    assert [json.loads(line)["accuracy"] for line in open(tmp_path / "result-replaced.jsonl")] == [0.1, 0.2]
+    monkeypatch.setattr(evaluate, "git_commit", lambda: "later")
+    capsys.readouterr()
+    evaluate.add_results(tmp_path, {"knn": {"t": {"accuracy": 0.3}}})
+    assert "replaces" not in capsys.readouterr().out
+
+
+def test_a_line_of_the_log_by_hand(tmp_path, monkeypatch):
+    run, z = make_run(tmp_path), torch.randn(64, 8)
+    run.printed = run.began = 1000.0
+    monkeypatch.setattr(evaluate.time, "time", lambda: 1001.0)
+    run.log(0, torch.tensor(1.0), 0.3, z), run.log(0, torch.tensor(1.0), 0.2, z)
+    line, = map(json.loads, open(run.folder / "log.jsonl"))
+    assert (line["embedding_std"], line["effective_rank"]) == evaluate.collapse_signals(z)
+    assert line["images_per_second"] == 2 * 4 * 2 and line["lr"] == 0.2 and line["seconds"] == 1
+
+
+def test_a_run_that_keeps_one_direction_warns(tmp_path, capsys):
+    torch.manual_seed(0)
+    run = make_run(tmp_path)
+    for _ in range(2):
+        run.printed = time.time() + 60
+        run.log(0, torch.tensor(1.0), 0.1, torch.randn(64, 1) * torch.ones(1, 8))  # either way along it: std is 1
+    assert capsys.readouterr().out.count("warning: the embeddings are collapsing") == 1
 
 
 def test_a_collapsing_run_warns_once_in_plain_words(tmp_path, capsys):
@@ -711,7 +872,10 @@ def test_a_run_that_ends_with_like_embeddings_says_so(tmp_path, capsys, spread, 
 
 
 def test_mistakes_are_named(tmp_path):
-    with pytest.raises(UserError, match="not a run folder"):
+    with pytest.raises(UserError, match="not a run folder: it has no config.json"):
+        evaluate.read_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
+    with pytest.raises(UserError, match="not a run folder: its config.json is another program's"):
         evaluate.read_config(tmp_path)
     with pytest.raises(UserError, match="--device nonsense"):
         evaluate.pick_device("nonsense")
@@ -784,6 +948,15 @@ def test_the_limit_of_a_run_holds_for_its_data_however_it_is_named(tmp_path, mon
     shutil.copytree("photos", "moved/photos")
     sizes = [len(evaluate.load_splits(config | {"files_crc32": told}, "moved/photos", splits=["train"])[0]) for told in (known, known + 1)]
     assert sizes == [4, 8]  # the run's own data elsewhere, and another folder of that name
+
+
+def test_data_are_loaded_as_for_the_run_unless_told_otherwise(monkeypatch):
+    asked = []
+    monkeypatch.setattr(pairs, "load_images", lambda *given: asked.append(given) or labelled(4, 0))
+    config = {"data": "photos", "pairs": "semantic", "limit": None, "image_size": 8, "seed": 0, "root": "there", "skip_bad": True, "cache": "c"}
+    evaluate.load_splits(config, "photos", splits=["test"])
+    evaluate.load_splits(config, "photos", "here", True, splits=["test"])
+    assert asked == [("photos", "test", 8, None, 0, "there", False, True, "c"), ("photos", "test", 8, None, 0, "here", True, True, "c")]
 
 
 def test_scenes_are_those_of_the_runs_world():

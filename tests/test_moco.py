@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn as nn
 
+import evaluate
 import moco
 import pairs
 
@@ -83,6 +84,18 @@ def test_shuffling_separates_the_statistics_of_a_query_from_those_of_its_key():
     # and the keys are back in the order of their images
     model.eval()
     assert torch.allclose(model.keys(x), model.key_encoder(x), atol=1e-6)
+
+
+def test_keys_of_several_processes_are_shuffled_among_them(monkeypatch):
+    """With one part in each process, as on the paper's 8 GPUs, shuffling within each would leak."""
+    model, seen = make(splits=1), []
+    monkeypatch.setattr(pairs, "rank_and_world", lambda: (0, 2))
+    monkeypatch.setattr(evaluate, "gather", lambda v: torch.cat([v, v + 100]))
+    monkeypatch.setattr(evaluate, "same_on_all", lambda v: v)
+    model.key_encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    torch.manual_seed(0)
+    assert len(model.keys(torch.randn(8, 3, 8, 8))) == 8
+    assert 0 < (seen[0].mean((1, 2, 3)) > 50).sum() < 8  # some of the images are the other process's
 
 
 def test_split_batchnorm_is_a_pass_for_each_part():

@@ -1,5 +1,6 @@
 """Pairs: the scenes, folders, partners, lists, and the augmentation against torchvision."""
 
+import csv
 import io
 import math
 import os
@@ -12,14 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 import torchvision.transforms.v2 as T
 import torchvision.transforms.v2.functional as TF
+from matplotlib.axes import Axes
 from PIL import Image
 
 import evaluate
 import pairs
 import simclr
 from pairs import UserError
+from test_scripts import call_here
 
 
 def photos(n=6, size=24, seed=0):
@@ -127,6 +131,24 @@ def test_mistakes_in_folders_are_named(tmp_path):
     (tmp_path / "cifar").mkdir()
     with pytest.raises(UserError, match="--download"):
         pairs.load_images("cifar10", root=str(tmp_path / "cifar"))
+
+
+def test_images_of_every_usual_suffix_are_found_and_hidden_folders_are_no_classes(tmp_path):
+    names = [f"a.{suffix}" for suffix in ("JPEG", "bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp")]
+    for folder in ("train/c", "train/.ipynb_checkpoints", "test"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in names:
+        Image.new("RGB", (8, 8)).save(tmp_path / "train" / "c" / name)
+    (tmp_path / "train" / "notes.txt").write_text("no class")
+    (tmp_path / "train" / "c" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    files, _, classes = pairs.list_folder(tmp_path, "train")
+    assert sorted(file.name for file in files) == sorted(names) and classes == ["c"]
+
+
+def test_the_category_of_a_file_is_the_first_folder_below_the_classes(tmp_path):
+    for path in ("d/cat/deep/a.png", "d/train/cat/deep/a.png", "d/test/cat/a.png"):
+        assert pairs.category_of(tmp_path / path, tmp_path / "d") == "cat"
+    assert pairs.category_of(tmp_path / "d" / "a.png", tmp_path / "d") == pairs.category_of(tmp_path / "a.png", tmp_path / "d") == ""
 
 
 # -- pairs
@@ -247,6 +269,11 @@ def test_other_files_have_another_check_sum(tmp_path):
     assert source.pool.classes == ["cat", "dog"] and source.rates(0)["false_rate"] == 1  # categories of the class folders
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="file names are Unicode there")
+def test_names_that_are_not_utf8_have_a_check_sum():
+    assert pairs.crc32_of(".", [Path(os.fsdecode(b"caf\xe9.png"))]) == zlib.crc32(b"/caf\xe9.png")
+
+
 def test_curated_list_and_its_matched_baseline(tmp_path, capsys):
     write_folder(tmp_path)
     (tmp_path / "list.csv").write_text("image_a,image_b,category\ncat/0.png,cat/1.png,cat\ndog/2.png,dog/0.png,dog\ncat/0.png,cat/3.png,cat\n")
@@ -296,6 +323,19 @@ def test_a_lists_false_pairs_are_counted(tmp_path):
     (tmp_path / "list.csv").write_text("image_a,image_b,category\n" + "".join(",".join(row) + "\n" for row in rows))
     source = pairs.read_pair_list(tmp_path / "list.csv")
     assert source.rates(0)["false_rate"] == 0.5
+
+
+def test_a_list_with_the_byte_order_mark_of_excel_is_read(tmp_path):
+    (tmp_path / "l.csv").write_bytes("\ufeffimage_a,image_b,category,keep\na.png,b.png, cat , 0 \n".encode())
+    (row,), _ = pairs.read_rows(tmp_path / "l.csv")
+    assert row["image_a"] == tmp_path / "a.png" and row["category"] == "cat" and not row["keep"]
+
+
+def test_a_list_over_a_folder_without_classes_is_trained_on_and_its_rates_are_not_known(tmp_path):
+    noisy(tmp_path / "d", 4)
+    (tmp_path / "l.csv").write_text("image_a,image_b\n000.png,001.png\n002.png,003.png\n")
+    source = pairs.load_pairs(simclr.parse_args(["--pairs", str(tmp_path / "l.csv"), "--data", str(tmp_path / "d"), "--batch-size", "1", "--cache", str(tmp_path / "c")]))
+    assert len(source) == 2 and source.rates(0) == {"semantic_rate": 1.0, "false_rate": None, "same_class_rate": None}
 
 
 # -- augmentation: each operation against torchvision's, then the distribution of the whole
@@ -435,6 +475,25 @@ def test_blur_is_off_below_64_pixels_unless_asked_for_and_each_view_has_its_own(
 
 
 
+def test_strong_jitter_is_cut_off_at_zero_as_torchvisions():
+    factors = pairs.draw(pairs.Augmentation(jitter=(2.0, 2.0, 2.0, 0.0)), 500, 8, pairs.stream("strong"))["factors"][:, :3]
+    assert factors.min() >= 0 and factors.max() > 2.9
+
+
+def test_the_picture_shows_augmented_pairs_beside_semantic_ones(tmp_path, monkeypatch):
+    plain, shown = pairs.Augmentation().without(pairs.Augmentation.SWITCHES), []
+    monkeypatch.setattr(Axes, "imshow", lambda self, x, **_: shown.append(x))
+    source = pairs.make_pairs("semantic", pool([0, 0, 1, 1]), 0)
+    pairs.save_picture(tmp_path / "p.png", source, plain, pairs.replace(plain, p_solarize=1.0), columns=4)
+    (anchor, partner), solarized = source.epoch(0), [None] * 4
+    expected = [*anchor, *anchor, *anchor, *solarized, *anchor, *partner, *anchor, *solarized]
+    as_drawn = lambda i: source.pool.images[i].permute(1, 2, 0).numpy() / 255
+    assert len(shown) == 32 and all(i is None or np.allclose(x, as_drawn(i), atol=1e-3) for x, i in zip(shown, expected))
+    shown.clear()
+    pairs.save_picture(tmp_path / "q.png", pairs.make_pairs("augmented", pool([0, 0, 1]), 0), plain, plain)
+    assert len(shown) == 12  # no semantic pairs: a class has one image
+
+
 # -- study controls
 
 
@@ -466,6 +525,16 @@ def test_controls_change_the_share_asked_for_and_nothing_else():
     assert abs(rates["false_rate"] - 0.3) < 0.03 and rates["same_class_rate"] == pytest.approx(1 / 8, abs=0.005)
     assert source.rates(3) == {"semantic_rate": 1.0, "false_rate": 0.0, "same_class_rate": pytest.approx(499 / 3999)}
     assert pairs.make_pairs("augmented", source.pool, 0).rates(0)["semantic_rate"] == 0
+
+
+def test_controls_are_redrawn_every_epoch():
+    source = pairs.make_pairs("semantic", pool(torch.arange(400) % 4), 0)
+    for controls in ({"false_pairs": 0.5}, {"semantic_share": 0.5}):
+        first, second = (pairs.replace(source, **controls).epoch(epoch)[1] != source.epoch(epoch)[1] for epoch in (0, 1))
+        assert 0.4 < (first == second).float().mean() < 0.6  # which places in the epoch are changed
+    drawn = [pairs.replace(source, false_pairs=1.0).epoch(epoch) for epoch in (0, 1)]
+    first, second = (partner[anchor.argsort()] for anchor, partner in drawn)
+    assert (first == second).float().mean() < 0.1
 
 
 def test_the_rate_of_negatives_of_the_anchors_class_is_that_of_simclrs_batches():
@@ -580,6 +649,16 @@ def test_bad_images_are_all_named_or_left_out(tmp_path, capsys):
     (tmp_path / "list.csv").write_text("image_a,image_b\na/0.png,a/1.png\na/0.png,a/2.png\nb/1.png,b/2.png\n")
     assert len(pairs.read_pair_list(tmp_path / "list.csv", skip_bad=True)) == 2
 
+
+
+def test_a_folder_of_bad_images_only_is_told_even_when_they_may_be_left_out(tmp_path):
+    for name in "ab":
+        (tmp_path / "d" / name).mkdir(parents=True)
+        for i in range(5):
+            (tmp_path / "d" / name / f"{i}.png").write_bytes(b"")
+    for cache in (None, tmp_path / "c"):
+        with pytest.raises(UserError, match="8 of 8 images cannot be read"):
+            pairs.load_images(tmp_path / "d", image_size=8, skip_bad=True, cache=cache)
 
 
 # -- decoded images kept on disk
@@ -707,6 +786,16 @@ def test_bad_images_and_full_disks_with_a_cache(tmp_path, monkeypatch):
         pairs.cached(files, 6, 24, "", cache=tmp_path / "cache")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_an_image_that_the_disk_had_no_room_for_is_not_marked_as_decoded(tmp_path):
+    (file,) = noisy(tmp_path / "d", 1)
+    (tmp_path / "images.bin").symlink_to("/dev/full")
+    (tmp_path / "done.bin").write_bytes(b"\0")
+    with pytest.raises(OSError):
+        pairs.fill_chunk((tmp_path, [str(file)], np.array([0]), 16))
+    assert (tmp_path / "done.bin").read_bytes() == b"\0"
+
+
 def test_a_script_that_decoding_processes_import_again_is_told(tmp_path, monkeypatch):
     """Such a process would wait for the lock that its parent holds."""
     files = noisy(tmp_path / "d", 2)
@@ -761,6 +850,12 @@ def test_streamed_batches_are_those_of_images_in_memory():
     index = list(zip(anchor.split(16), partner.split(16)))
     for (a, b), (x, y) in zip(index, pairs.streamed(source.pool.images, index, "cpu"), strict=True):
         assert torch.equal(source.pool.images[a], x) and torch.equal(source.pool.images[b], y)
+
+
+def test_images_that_would_fill_a_gpu_stay_on_the_disk(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 10**12))  # free, whole
+    images = torch.zeros(400, dtype=torch.uint8)
+    assert pairs.to_device(images, "cuda") is images
 
 
 # -- curation
@@ -910,6 +1005,26 @@ def test_options_of_features_go_with_features(options, said, tmp_path, monkeypat
     assert not (tmp_path / "l.csv").exists()
 
 
+def test_proposals_by_features_from_the_command_line(tmp_path, monkeypatch):
+    (two_colours(tmp_path / "d") / "train" / "red").rename(tmp_path / "flat")
+    torch.manual_seed(1)
+    backbone, _ = evaluate.build_backbone("convnet", 16)
+    torch.save(backbone.state_dict(), tmp_path / "b.pt")
+    given, propose = [], pairs.propose
+    monkeypatch.setattr(pairs, "propose", lambda *a: given.append(a) or propose(*a))
+    options = ["--by", "features", "--backbone", "convnet", "--backbone-file", tmp_path / "b.pt", "--count", 5, "--seed", 3, "--skip-bad", "--ignore-labels",
+               "--device", "cpu", "--cache", tmp_path / "c", "--out", tmp_path / "l.csv"]
+    status, _, error = call_here("pairs.py", "propose", "--data", tmp_path / "flat", *options)
+    assert status == 0, error
+    (_, by, count, used, size, seed, ignore, skip, cache), = given
+    assert (by, count, size, seed, ignore, skip, cache) == ("features", 5, 16, 3, True, True, str(tmp_path / "c"))
+    assert all(torch.equal(a, b) for a, b in zip(used.parameters(), backbone.parameters(), strict=True))
+    rows = list(csv.DictReader(open(tmp_path / "l.csv")))
+    assert [row["number"] for row in rows] == list("12345") and {row["category"] for row in rows} == {""}
+    with pytest.raises(UserError, match="has no class folders: only --by features"):
+        propose(tmp_path / "flat")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="a limit on the size of files stands for a full disk")
 def test_a_full_disk_leaves_no_list_that_is_cut_off(tmp_path):
     import resource
@@ -956,6 +1071,14 @@ def test_check_and_training_take_a_lists_own_categories(tmp_path):
     report, mistakes = pairs.check(tmp_path / "l.csv", folder)  # the folders' names: then partners in blue are false
     assert "false pairs: 8 of 8 (100.0%)" in report and len(mistakes) == 8
     assert pairs.read_pair_list(tmp_path / "l.csv", folder).rates(0)["false_rate"] == 1
+
+
+def test_a_partner_of_another_class_folder_is_false_where_only_some_categories_are_folders(tmp_path):
+    folder = two_colours(tmp_path / "d")
+    rows = ["red/00.png,train/blue/00.png,red", "red/01.png,train/red/02.png,special", "red/02.png,train/red/01.png,special", "blue/03.png,train/blue/04.png,blue",
+            "red/05.png,train/red/06.png,special"]  # the last partner, no anchor, lies in a folder that is another row's category, but so does its anchor
+    (tmp_path / "l.csv").write_text("image_a,image_b,category\n" + "".join(f"train/{row}\n" for row in rows))
+    assert "false pairs: 1 of 5 (20.0%)" in pairs.check(tmp_path / "l.csv", folder)[0]
 
 
 def test_rows_that_a_spreadsheet_leaves_empty_are_skipped_and_half_rows_told(tmp_path):
@@ -1036,6 +1159,30 @@ def test_what_a_run_will_be_judged_on_is_read_before_it(tmp_path, monkeypatch):
         pairs.read_pair_list(tmp_path / "l.csv", folder)
 
 
+@pytest.mark.parametrize("split", ["val", "train"])
+def test_a_bad_image_that_a_list_does_not_name_stops_the_run_before_it(split, tmp_path):
+    folder = two_colours(tmp_path / "d")
+    for part in ("test", "val"):
+        for name in ("blue", "red"):
+            (folder / part / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16)).save(folder / part / name / "0.png")
+    (folder / split / "red" / ("0.png" if split == "val" else "11.png")).write_bytes(b"")
+    (tmp_path / "l.csv").write_text("image_a,image_b\ntrain/red/00.png,train/red/01.png\n")
+    with pytest.raises(UserError, match="1 of .* images cannot be read"):
+        pairs.load_pairs(simclr.parse_args(["--data", str(folder), "--pairs", str(tmp_path / "l.csv"), "--batch-size", "1", "--cache", str(tmp_path / "c")]))
+
+
+def test_a_contact_sheet_shows_the_pair_of_each_number(tmp_path, monkeypatch):
+    for i in range(7):
+        Image.new("RGB", (16, 16), (30 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    shown, titles = [], []
+    monkeypatch.setattr(Axes, "imshow", lambda self, x, **_: shown.append((x[0, 0, 0] // 30, x[0, -1, 0] // 30)))
+    monkeypatch.setattr(Axes, "set_title", lambda self, text, **_: titles.append(text.split()))
+    rows = [{"image_a": f"{i}.png", "image_b": f"{i + 1}.png", "category": "k"} for i in range(6)]
+    pairs.write_sheets(tmp_path / "s", rows, tmp_path, per_sheet=4)
+    assert shown == [(i, i + 1) for i in range(6)] and titles == [[str(i + 1), "k"] for i in range(6)]
+
+
 def test_contact_sheets_of_classes_and_lists_of_any_name(tmp_path):
     folder = two_colours(tmp_path / "d", 3)
     (folder / "train" / "red").rename(folder / "train" / "$5_to_$_x")
@@ -1104,8 +1251,6 @@ def test_detection_scenes_have_apart_boxes_around_objects_that_stand_out():
     assert all(torch.equal(a, b) for a, b in zip(found.images, again.images)) and len(found.classes) == 5
     counts = torch.tensor([len(b) for b in found.boxes])
     assert counts.min() == 1 and 2 < counts.max() <= 4 and [len(v) for v in found.labels] == counts.tolist()
-    import torchvision
-
     for i, b in enumerate(found.boxes):
         assert b.min() >= 0 and b.max() <= 64 and (torchvision.ops.box_iou(b, b) - torch.eye(len(b))).abs().max() < 1e-5
         image = found.image(i).float().mean(0)
@@ -1113,6 +1258,15 @@ def test_detection_scenes_have_apart_boxes_around_objects_that_stand_out():
         for x1, y1, x2, y2 in b.int().tolist():
             outside[y1:y2, x1:x2] = False
         assert all(image[y1:y2, x1:x2].max() > image[outside].mean() for x1, y1, x2, y2 in b.int().tolist())
+
+
+def test_labels_of_boxes_are_those_of_the_shapes_drawn_in_them(monkeypatch):
+    render, drawn = pairs.render_scenes, []
+    monkeypatch.setattr(pairs, "render_scenes", lambda factors, *rest: drawn.append((factors["category"], render(factors, *rest))) or drawn[-1][1])
+    data = pairs.detection_scenes("train", 20, 32)
+    for i, (boxes, labels) in enumerate(zip(data.boxes, data.labels)):
+        shown = {(*found[i].tolist(), int(category[i])) for category, (_, _, found) in drawn}
+        assert {(*box.tolist(), int(label)) for box, label in zip(boxes, labels)} <= shown
 
 
 def test_detection_scenes_are_others_for_each_split_and_seed(monkeypatch):
@@ -1149,7 +1303,6 @@ def test_splits_and_metrics_of_torchvisions_sets_are_those_of_publications():
 def test_torchvision_takes_the_arguments_of_every_set(name, tmp_path):
     import inspect
 
-    import torchvision
 
     cls, *splits, metric = pairs.TORCHVISION_SETS[name]
     assert len(splits) == 3 and metric in ("top-1", "mean per class", "11-point mAP")
@@ -1159,9 +1312,37 @@ def test_torchvision_takes_the_arguments_of_every_set(name, tmp_path):
         pairs.load_images(name, "test", root=tmp_path)
 
 
+@pytest.mark.parametrize("name, attribute, values", [
+    ("stl10", "labels", [1, 0, 1]), ("svhn", "labels", [1, 0, 1]), ("cifar10", "targets", [1, 0, 1]), ("pets", "_labels", [1, 0, 1]),
+    ("cars", "_samples", [("x", 1), ("y", 0), ("z", 1)])])
+def test_labels_are_found_wherever_torchvision_keeps_them(name, attribute, values, monkeypatch):
+    cls = pairs.TORCHVISION_SETS[name][0]
+    fake = type(cls, (), {"__init__": lambda self, root, **_: setattr(self, attribute, values), "__len__": lambda self: 3})
+    monkeypatch.setattr(torchvision.datasets, cls, fake)
+    _, labels, classes = pairs.open_torchvision(name, "test", "data", False)
+    assert labels.tolist() == [1, 0, 1] and classes == ["0", "1"]
+
+
+def test_root_and_download_reach_torchvision(monkeypatch):
+    asked = []
+
+    class Fake:
+        classes = ["a", "b"]
+
+        def __init__(self, root, train, download):
+            asked.append((root, train, download))
+            self.targets = [0, 1] * 4
+
+        __len__ = lambda self: 8
+        __getitem__ = lambda self, i: (Image.new("RGB", (8, 8)), i % 2)
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", Fake)
+    pairs.load_pairs(simclr.parse_args(["--data", "cifar10", "--root", "elsewhere", "--download", "--batch-size", "4"]))
+    assert asked == [("elsewhere", True, True)]
+
+
 def test_a_set_without_a_split_of_its_own_gets_thirty_a_class(monkeypatch):
     """Caltech-101's protocol: 30 images of each class train, the others are for testing."""
-    import torchvision
 
     class Fake:
         categories = ["ants", "bees"]
@@ -1193,7 +1374,6 @@ def test_a_set_without_a_split_of_its_own_gets_thirty_a_class(monkeypatch):
 
 
 def test_sun397_is_fifty_images_a_class_whatever_the_disks_order(monkeypatch):
-    import torchvision
 
     shown = []
     for step in (1, 7):  # the same files in two orders
@@ -1271,6 +1451,17 @@ def test_voc_classification_knows_what_is_difficult(tmp_path):
     assert [shown(s) for s in (train, val, test)] == [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9]]
     with pytest.raises(UserError, match="several classes"):
         pairs.make_pairs("semantic", train, 0)
+
+
+def test_one_object_that_is_not_difficult_decides(tmp_path):
+    voc = voc_folder(tmp_path / "VOCdevkit" / "VOC2007", {"train": [0, 1], "val": [2], "test": [3]})
+    box = "<bndbox><xmin>0</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object>"
+    for i, difficult in enumerate(("10", "01")):
+        objects = "".join(f"<object><name>cat</name><difficult>{d}</difficult>{box}" for d in difficult) + f"<object><name>dog</name>{box}"
+        (voc / "Annotations" / f"{i:06d}.xml").write_text(f"<annotation>{objects}</annotation>")
+    assert pairs.load_images("voc2007", "train", 16, root=tmp_path).labels.tolist() == [[1, 1], [1, 1]]
+    found = pairs.read_voc_annotation(voc / "Annotations" / "000000.xml")
+    assert found["boxes"][0] == [0, 0, 9, 9] and found["difficult"] == [True, False, False]  # the dog's is not said
 
 
 def test_folders_with_three_splits_keep_validation_for_choosing(tmp_path):

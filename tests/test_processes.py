@@ -3,6 +3,7 @@
 import importlib
 import os
 import types
+from datetime import timedelta
 
 import pytest
 import torch
@@ -156,7 +157,18 @@ def test_the_batch_is_that_of_all_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match="--batch-size 64 must be a multiple of the 3 processes"):
         evaluate.join("cpu", 64)
+    with pytest.raises(UserError, match="BatchNorm needs 2 pairs or more in each process"):
+        evaluate.join("cpu", 3)
     assert not dist.is_initialized() and "RANK" not in os.environ
+
+
+def test_processes_wait_while_the_first_reads_a_large_data_set(monkeypatch):
+    asked = []
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr(dist, "init_process_group", lambda *given, **options: asked.append((given, options)))
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    evaluate.join("cpu", 6)
+    assert asked == [(("gloo",), {"timeout": timedelta(hours=12)})]
 
 
 def test_each_process_takes_a_gpu_of_its_own(monkeypatch):

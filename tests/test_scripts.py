@@ -274,6 +274,44 @@ def test_a_mistake_in_an_evaluation_is_one_line_and_loses_nothing(arguments, sai
     assert (run / "result.json").read_bytes() == before and not Path("nowhere").exists() and not any(tmp_path.iterdir())
 
 
+def test_options_of_evaluations_arrive(tmp_path, monkeypatch):
+    evaluate.write_json(tmp_path / "config.json", {"method": None, "data": "photos", "pairs": None, "backbone": "convnet", "seed": 0})
+    asked, cpu = [], torch.device("cpu")
+    run = lambda command, *options: printed("evaluate.py", command, tmp_path, *options)
+    monkeypatch.setattr(evaluate, "evaluate_run", lambda *given, **options: asked.append((given[3:], options)) or {})
+    monkeypatch.setattr(evaluate, "show_table", lambda *_: None)
+    run("finetune", "--device", "cpu")
+    run("finetune", "--device", "cpu", "--root", "r", "--download", "--skip-bad", "--fraction", "0.5", "--steps", "7", "--batch-size", "9", "--seed", "3")
+    assert asked == [((cpu, None, False, False), {"fraction": 1.0, "steps": 1000, "batch_size": 64, "seed": 0}),
+                     ((cpu, "r", True, True), {"fraction": 0.5, "steps": 7, "batch_size": 9, "seed": 3})]
+    monkeypatch.setattr(evaluate, "invariance_run", lambda *given: asked.append(given[2:]) or {})
+    monkeypatch.setattr(evaluate, "draw_invariance", lambda *_: None)
+    run("invariance", "--device", "cpu", "--data", "d", "--root", "r", "--skip-bad")
+    monkeypatch.setattr(evaluate, "compare", lambda *given: asked.append(given) or [])
+    monkeypatch.setattr(evaluate, "write_comparison", lambda *_: "")
+    run("compare", "--by", "lr", "--measure", "knn held")
+    assert asked[2:] == [("d", "r", False, True), ([str(tmp_path)], ["lr"], ["knn held"])]
+
+    def adopt(*given, **_):
+        raise pairs.UserError(str(given))
+
+    monkeypatch.setattr(evaluate, "adopt", adopt)
+    elsewhere = ["--backbone-file", "x.pth", "--backbone", "resnet50", "--data", "d", "--device", "cpu"]
+    assert "('x.pth', 'resnet50', 224)" in call_here("evaluate.py", "knn", *elsewhere)[2]
+
+
+def test_printed_numbers_stand_under_their_names(tmp_path, monkeypatch):
+    evaluate.write_json(tmp_path / "config.json", {"method": None, "backbone": "convnet", "pairs": None, "seed": 0})
+    share = {"inside": True, "untrained": 0.7, "share": 0.3}
+    monkeypatch.setattr(evaluate, "invariance_run", lambda *_: {"factors of scenes": {"factors": {"position": share}}})
+    head, row, *_ = (line.split() for line in printed("evaluate.py", "invariance", tmp_path, "--device", "cpu").splitlines()[1:])
+    assert head == ["inside", "untrained", "this", "run"] and row == ["position", "yes", "0.700", "0.300"]
+    numbers, asked = dict(zip(("ap", "ap50", "ap75", "voc07_ap", "voc07_ap50", "voc07_ap75"), (0.1, 0.2, 0.3, 0.4, 0.5, 0.6))), []
+    monkeypatch.setattr(evaluate, "detect_run", lambda *given: asked.append(given) or ("name", numbers))
+    said = printed("evaluate.py", "detect", tmp_path, "--data", "scenes", "--device", "cpu", "--seed", "5")
+    assert "AP 0.100  AP50 0.200  AP75 0.300  (COCO)  AP 0.400  AP50 0.500  AP75 0.600  (VOC2007" in said and asked[0][-1] == 5
+
+
 @pytest.mark.parametrize("arguments, said", [
     (["--pairs", "nowhere.csv"], "nowhere.csv: no such file"),
     (["--data", "nowhere"], "--data nowhere"),
@@ -321,6 +359,12 @@ def test_a_users_mistake_is_one_line_and_exit_status_2(arguments, said, tmp_path
     status, _, error = call_here("simclr.py", *[places.get(a, a) for a in arguments], "--out", tmp_path / "run")
     assert status == 2 and said in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("options", [["--queue-size", "96"], ["--batch-size", "66", "--queue-size", "66", "--bn-splits", "4"]])
+def test_moco_refuses_a_queue_and_parts_that_the_batch_does_not_fit(options, tmp_path):
+    status, _, error = call_here("moco.py", *options, "--limit", "256", "--epochs", "1", "--device", "cpu", "--out", tmp_path / "run")
+    assert status == 2 and "must be a multiple of --batch-size" in error and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("error, said", [

@@ -80,3 +80,7 @@ def test_lars_by_hand():
     z.grad = torch.ones(2, 2)
     simclr.LARS([z], 1.0, 0.0, 0.0).step()
     assert (z == -1).all()
+    w = torch.nn.Parameter(torch.ones(2, 2))  # without a gradient, and without decay, they stay
+    w.grad = torch.zeros(2, 2)
+    simclr.LARS([w], 1.0, 0.9, 0.0).step()
+    assert (w == 1).all()

@@ -189,3 +189,11 @@ def test_heads_have_the_papers_layers(method, layers, heads, monkeypatch):
     parts = model.projector, getattr(model, "predictor", nn.Sequential())
     assert tuple(sum(p.numel() for p in part.parameters()) for part in parts) == heads(width)
     assert tuple([type(layer).__name__ for layer in part] for part in parts) == layers
+
+
+def test_heads_are_as_wide_and_deep_as_the_help_says(monkeypatch):
+    for method in ("simclr", "moco"):
+        first = trained(method, monkeypatch).model.projector[0]
+        assert first.out_features == first.in_features == 256
+    projector = trained("simsiam", monkeypatch, ["--projector-layers", 3]).model.projector
+    assert [type(layer).__name__ for layer in projector] == ["Linear", "BatchNorm1d", "ReLU"] * 2 + ["Linear", "BatchNorm1d"]
