@@ -1682,7 +1682,7 @@ def check(file, folder=None):
         low, high = min(count, key=count.get), max(count, key=count.get)
         spread = f"{count[low]} in each" if count[low] == count[high] else f"{count[low]} ({low}) to {count[high]} ({high})"
         report.append(f"classes: {len(count)}; pairs in a class: {spread}" + (f"; {without} without a category" if without else ""))
-    uses = [len(lines) for lines in seen.values()]
+    uses = [len(set(lines)) for lines in seen.values()]
     report.append(f"images: {len(seen)}; {sum(n > 1 for n in uses)} in more than one row, at most {max(uses, default=0)} rows")
     report.append(f"false pairs: {len(false)} of {known} ({len(false) / known:.1%})" if known else "false pairs: not known, as neither the list nor class folders tell categories")
     return report, mistakes + false

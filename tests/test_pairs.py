@@ -134,7 +134,7 @@ def test_mistakes_in_folders_are_named(tmp_path):
 
 
 def test_images_of_every_usual_suffix_are_found_and_hidden_folders_are_no_classes(tmp_path):
-    names = [f"a.{suffix}" for suffix in ("JPEG", "bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp")]
+    names = [f"{i}.{suffix}" for i, suffix in enumerate(("JPEG", "bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp"))]
     for folder in ("train/c", "train/.ipynb_checkpoints", "test"):
         (tmp_path / folder).mkdir(parents=True)
     for name in names:
@@ -226,7 +226,7 @@ def test_names_and_lists_of_transforms_are_taken_however_they_are_written(tmp_pa
     assert pairs.load_pairs(simclr.parse_args(["--limit", "128"])).pool.name == "scenes"  # drawn, and no mistake of that folder
     (tmp_path / "scenes" / "empty").rmdir()
     write_folder(tmp_path / "scenes")
-    pairs.load_images(pairs.named("./scenes"), image_size=8)
+    assert len(pairs.load_images(pairs.named("./scenes"), image_size=8)) == 8  # of the folder
     with pytest.raises(UserError, match="did you mean ./scenes?"):
         pairs.load_pairs(simclr.parse_args(["--pairs", "l.csv", "--data", "scenes"]))
     args = simclr.parse_args(["--data", "./flat/", "--without", "jitter, flip,crop"])
@@ -474,7 +474,6 @@ def test_blur_is_off_below_64_pixels_unless_asked_for_and_each_view_has_its_own(
         assert [(view.p_blur, view.p_solarize) for view in views] == expected  # without options BYOL's, App. B
 
 
-
 def test_strong_jitter_is_cut_off_at_zero_as_torchvisions():
     factors = pairs.draw(pairs.Augmentation(jitter=(2.0, 2.0, 2.0, 0.0)), 500, 8, pairs.stream("strong"))["factors"][:, :3]
     assert factors.min() >= 0 and factors.max() > 2.9
@@ -650,7 +649,6 @@ def test_bad_images_are_all_named_or_left_out(tmp_path, capsys):
     assert len(pairs.read_pair_list(tmp_path / "list.csv", skip_bad=True)) == 2
 
 
-
 def test_a_folder_of_bad_images_only_is_told_even_when_they_may_be_left_out(tmp_path):
     for name in "ab":
         (tmp_path / "d" / name).mkdir(parents=True)
@@ -816,11 +814,12 @@ def test_a_killed_build_goes_on_and_ends_equal(tmp_path):
     code = ("import sys, pathlib, pairs\n"
             "if __name__ == '__main__':\n"
             "    whole = pairs.fill\n"
-            "    pairs.fill = lambda *a: whole(*a, chunk=4)\n"  # many jobs, so that processes start
+            "    pairs.fill = lambda *a: whole(*a, chunk=4)\n"  # many jobs, so that processes start, also where there is one core
+            "    pairs.os.sched_getaffinity = lambda _: {0, 1}\n"
             "    print('start', flush=True)\n"
             "    pairs.cached(sorted(pathlib.Path(sys.argv[1]).iterdir()), 600, 64, '', cache=sys.argv[2])\n")
     (tmp_path / "build.py").write_text(code)
-    environment = dict(pairs.os.environ, PYTHONPATH=str(pairs.Path(pairs.__file__).parent))
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, [str(Path(pairs.__file__).parent), os.environ.get("PYTHONPATH")])))
     decoded = lambda: sum(int(np.fromfile(f, np.uint8).sum()) for f in (tmp_path / "cache").glob("*/done.bin"))
     for target in (0, 100, 350):  # killed when so many are done
         child = subprocess.Popen([sys.executable, tmp_path / "build.py", tmp_path / "d", tmp_path / "cache"], env=environment, stdout=subprocess.PIPE)
@@ -879,6 +878,8 @@ def test_proposed_pairs_are_balanced_and_pass_the_check(tmp_path):
     assert len(rows) == 10 and [r["category"] for r in rows].count("red") == 5
     for row in rows:
         assert row["image_a"] != row["image_b"] and row["image_a"].split("/")[1] == row["image_b"].split("/")[1] == row["category"]
+    (tmp_path / "l.csv").write_text("image_a,image_b,category\n" + "".join(",".join(row.values()) + "\n" for row in rows))
+    assert pairs.check(tmp_path / "l.csv", folder)[1] == []
 
 
 def test_fewer_pairs_than_classes_are_of_classes_at_random(tmp_path):
@@ -938,7 +939,7 @@ def test_proposals_by_features_skip_copies_cross_classes_if_asked_and_depend_on_
     assert list(one) != list(other) and one != other  # the order, and the partners
 
 
-def test_a_list_is_proposed_from_the_cache_and_checked_by_several_processes(tmp_path):
+def test_a_list_is_proposed_from_the_cache_and_files_are_read_by_several_processes(tmp_path, monkeypatch):
     folder = two_colours(tmp_path / "d")
     assert pairs.propose(folder, cache=tmp_path / "c") == pairs.propose(folder) == pairs.propose(folder, cache=tmp_path / "c")
     backbone, _ = evaluate.build_backbone("convnet", 16)
@@ -954,6 +955,7 @@ def test_a_list_is_proposed_from_the_cache_and_checked_by_several_processes(tmp_
     for rows in (rows, pairs.propose(folder, skip_bad=True, cache=tmp_path / "c")):
         assert len(partners(rows)) == 23 and "train/blue/03.png" not in partners(rows).keys() | partners(rows).values()
         assert all(row["image_a"].split("/")[1] == row["image_b"].split("/")[1] == row["category"] for row in rows)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     files = pairs.find_images(folder)
     chunks = [[files[i % 24], files[3]] for i in range(40)]  # many jobs, so that processes start
     for found, expected in zip(pairs.map_by_processes(pairs.read_thumbnails, chunks), map(pairs.read_thumbnails, chunks), strict=True):
@@ -1035,6 +1037,7 @@ def test_a_full_disk_leaves_no_list_that_is_cut_off(tmp_path):
     limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700)), "env": pairs.os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}}
     done = subprocess.run(command, **limit, capture_output=True, text=True)
     assert done.returncode == 2 and "is full; make room" in done.stderr and not (tmp_path / "p.csv").exists()
+    assert done.stdout == ""  # the cache was whole: it is the list that had no room
 
 
 def test_a_killed_process_that_decodes_is_one_line(monkeypatch):
@@ -1048,10 +1051,11 @@ def test_check_finds_what_is_wrong(tmp_path):
     (folder / "train" / "red" / "copy.png").write_bytes((folder / "train" / "red" / "00.png").read_bytes())
     (folder / "train" / "red" / "bad.png").write_bytes(b"x")
     rows = ["red/00.png,train/red/copy.png", "red/01.png,train/red/01.png", "red/02.png,train/red/gone.png", "red/03.png,train/red/bad.png",
-            "red/04.png,train/blue/04.png", "red/05.png,train/red/06.png"]
+            "red/04.png,train/blue/04.png", "red/05.png,train/red/06.png", "red/07.png,train/red/06.png"]
     (tmp_path / "l.csv").write_text("image_a,image_b\n" + "".join(f"train/{row}\n" for row in rows))
     report, mistakes = pairs.check(tmp_path / "l.csv", folder)
-    assert "false pairs: 1 of 4 (25.0%)" in report and "classes: 1; pairs in a class: 6 in each" in report
+    assert "false pairs: 1 of 5 (20.0%)" in report and "classes: 1; pairs in a class: 7 in each" in report
+    assert "images: 12; 1 in more than one row, at most 2 rows" in report
     for line, said in ((2, "identical"), (3, "with itself"), (4, "is missing"), (5, "cannot be read"), (6, "two categories")):
         assert any(m.startswith(f"line {line}:") and said in m for m in mistakes), (line, mistakes)
     assert len(mistakes) == 5
@@ -1235,7 +1239,7 @@ def test_redrawing_a_factor_keeps_the_others_and_the_distribution():
         assert (off <= 0.5 - 1.2 * after["scale"] + 1e-5).all() and after["scale"].min() > 0.2399 and after["scale"].max() < 0.3601
 
 
-def test_shifted_scenes_show_held_out_categories_in_contexts_that_training_never_draws():
+def test_shifted_scenes_show_held_out_categories_in_contexts_that_training_never_draws(monkeypatch):
     shifted, factors, *_ = pairs.scenes("test", 24, details=True, shifted=True)
     plain = pairs.sample_factors(torch.zeros(5000, dtype=torch.long), pairs.stream("x"))
     assert shifted.name == "scenes-shifted" and len(shifted.classes) == 20
@@ -1243,9 +1247,14 @@ def test_shifted_scenes_show_held_out_categories_in_contexts_that_training_never
     assert factors["rotation"].min() >= plain["rotation"].max() and factors["noise"].min() >= plain["noise"].max()
     assert torch.equal(shifted.labels, pairs.load_images("scenes-held-out", "test", 24).labels)
     assert pairs.load_images("scenes-shifted", "val") is None
+    shapes, render = [], pairs.render_scenes
+    monkeypatch.setattr(pairs, "render_scenes", lambda factors, drawn, *rest: shapes.append(drawn) or render(factors, drawn, *rest))
+    pairs.scenes("test", 8, held_out=True), pairs.scenes("test", 8, shifted=True), pairs.scenes("test", 8)
+    held_out, moved, seen = (c for c, _ in shapes)
+    assert torch.equal(held_out, moved) and not torch.equal(held_out, seen[: len(held_out)])
 
 
-def test_detection_scenes_have_apart_boxes_around_objects_that_stand_out():
+def test_detection_scenes_have_boxes_apart():
     found = pairs.detection_scenes("train", 60, 64)
     again = pairs.detection_scenes("train", 60, 64)
     assert all(torch.equal(a, b) for a, b in zip(found.images, again.images)) and len(found.classes) == 5
@@ -1253,20 +1262,18 @@ def test_detection_scenes_have_apart_boxes_around_objects_that_stand_out():
     assert counts.min() == 1 and 2 < counts.max() <= 4 and [len(v) for v in found.labels] == counts.tolist()
     for i, b in enumerate(found.boxes):
         assert b.min() >= 0 and b.max() <= 64 and (torchvision.ops.box_iou(b, b) - torch.eye(len(b))).abs().max() < 1e-5
-        image = found.image(i).float().mean(0)
-        outside = torch.ones(64, 64, dtype=torch.bool)
-        for x1, y1, x2, y2 in b.int().tolist():
-            outside[y1:y2, x1:x2] = False
-        assert all(image[y1:y2, x1:x2].max() > image[outside].mean() for x1, y1, x2, y2 in b.int().tolist())
 
 
-def test_labels_of_boxes_are_those_of_the_shapes_drawn_in_them(monkeypatch):
+def test_objects_are_drawn_in_their_boxes_and_have_the_labels_of_their_shapes(monkeypatch):
     render, drawn = pairs.render_scenes, []
     monkeypatch.setattr(pairs, "render_scenes", lambda factors, *rest: drawn.append((factors["category"], render(factors, *rest))) or drawn[-1][1])
     data = pairs.detection_scenes("train", 20, 32)
     for i, (boxes, labels) in enumerate(zip(data.boxes, data.labels)):
         shown = {(*found[i].tolist(), int(category[i])) for category, (_, _, found) in drawn}
         assert {(*box.tolist(), int(label)) for box, label in zip(boxes, labels)} <= shown
+        for box in boxes:
+            rendered, masks, _ = next(result for _, result in drawn if torch.equal(result[2][i], box))
+            assert torch.equal(data.images[i][:, masks[i]], rendered[i][:, masks[i]])
 
 
 def test_detection_scenes_are_others_for_each_split_and_seed(monkeypatch):
@@ -1423,9 +1430,11 @@ def test_voc_layout_is_read_wherever_it_lies(tmp_path):
     other = voc_folder(tmp_path / "VOC2012", {"trainval": [5, 6, 7]})
     train, test = pairs.load_boxes([str(voc), str(other)])
     assert (len(train), len(test)) == (6, 2)
-    for lists, sizes in (({}, (8, 2)), ({"train": [0, 1, 2], "val": [3]}, (3, 1))):
+    for lists, sizes in (({}, (8, 2)), ({"train": [0, 1, 2], "val": [3]}, (3, 1)), ({"train": [0, 1], "val": [2], "test": [3]}, (2, 1))):
         train, test = pairs.load_boxes([str(voc_folder(tmp_path / f"bare{len(lists)}", lists))])
         assert (len(train), len(test)) == sizes
+    (tmp_path / "bare3" / "ImageSets" / "Main" / "test.txt").write_text("000004  1\n000005 -1\n")  # as in the lists of a class
+    assert [path.stem for path in pairs.load_boxes([str(tmp_path / "bare3")])[1].images] == ["000004", "000005"]
 
 
 def test_mistakes_in_a_voc_folder_are_named(tmp_path):

@@ -1,7 +1,6 @@
 """Several processes: two of them (gloo, CPU) against one on the joined batch, for each method; shares of a batch."""
 
 import importlib
-import os
 import types
 from datetime import timedelta
 
@@ -13,6 +12,7 @@ import torch.multiprocessing as multiprocessing
 import evaluate
 import pairs
 from pairs import UserError
+from test_scripts import METHODS
 
 STEPS, BATCH = 3, 8
 
@@ -80,9 +80,6 @@ def refuse():
     raise UserError("no")
 
 
-METHODS = ["simclr", "moco", "byol", "simsiam"]
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
@@ -97,7 +94,7 @@ def test_loss_and_gradients_of_two_processes_equal_one_on_the_joined_batch(metho
     """Three steps of plain SGD: equal weights after each mean equal gradients; queue and target are compared too."""
     one, a, b = (torch.load(trained / f"{method}-{name}.pt") for name in ("0-of-1", "0-of-2", "1-of-2"))
     _, start = build(method)
-    assert torch.allclose(one["losses"], a["losses"], rtol=1e-4, atol=1e-5) and torch.equal(a["losses"], b["losses"])
+    assert torch.allclose(one["losses"], a["losses"], rtol=1e-4, atol=1e-5)
     moved = 0
     for key, value in one["model"].items():
         assert torch.equal(a["model"][key], b["model"][key]), key  # the processes stay in step, to the bit
@@ -159,7 +156,7 @@ def test_the_batch_is_that_of_all_processes(monkeypatch):
         evaluate.join("cpu", 64)
     with pytest.raises(UserError, match="BatchNorm needs 2 pairs or more in each process"):
         evaluate.join("cpu", 3)
-    assert not dist.is_initialized() and "RANK" not in os.environ
+    assert not dist.is_initialized()
 
 
 def test_processes_wait_while_the_first_reads_a_large_data_set(monkeypatch):
@@ -174,7 +171,14 @@ def test_processes_wait_while_the_first_reads_a_large_data_set(monkeypatch):
 def test_each_process_takes_a_gpu_of_its_own(monkeypatch):
     for name, value in (("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    for device in ("cuda", "cuda:0"):
-        with pytest.raises(UserError, match=f"--device {device} under torchrun: use cuda, and as many processes as GPUs, 1 here"):
+    for here, device in ((1, "cuda"), (2, "cuda:0")):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: here)
+        with pytest.raises(UserError, match=f"--device {device} under torchrun: use cuda, and as many processes as GPUs, {here} here"):
             evaluate.join(device, 64)
+    taken = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(evaluate, "pick_device", torch.device)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: taken.append(backend))
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    evaluate.join("cuda", 64)
+    assert taken == [1, "nccl"]

@@ -115,7 +115,7 @@ def test_every_method_runs_on_every_kind_of_pairs(method, kind, photos, tmp_path
     for head in ("linear", "knn"):
         r = result[head][photos.name]
         assert 0 <= r["accuracy"] <= 1 and r["chance"] == 0.5 and (r["classes"], r["n_train"], r["n_test"]) == (2, 40, 12)
-        assert f"{r['accuracy']:.3f}" in done.stdout and f"{r['untrained']:.3f}" in done.stdout
+        assert re.search(rf"^{evaluate.TITLES[head]} +\S+ +2 +0\.500 +{r['untrained']:.3f} +{r['accuracy']:.3f}$", done.stdout, re.M)
 
 
 def test_torchrun_makes_one_run_of_two_processes(photos, tmp_path):
@@ -124,7 +124,8 @@ def test_torchrun_makes_one_run_of_two_processes(photos, tmp_path):
     done = subprocess.run([*launcher, ROOT / "moco.py", *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     check_run(tmp_path / "run", {"processes": 2, "batch_size": 16})
-    assert done.stdout.count("epoch   2/2") == 1 and done.stdout.count("linear probe") == 1  # the first process alone speaks
+    said = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])["step"], done.stdout.count("linear probe  ")
+    assert done.stdout.count(f"step {said[0]:5d}/{said[0]}") == 1 == said[1]  # the last line and the table once: the first process alone speaks
 
 
 def test_study_controls_are_logged_as_they_turned_out(photos, tmp_path):
@@ -336,6 +337,8 @@ def test_printed_numbers_stand_under_their_names(tmp_path, monkeypatch):
     (["--pairs", "augmented", "--false-pairs", "0.5"], "--pairs semantic or a list"),
     (["--warmup-epochs", "20"], "never fall"),
     (["--optimizer", "lars", "--lr", "0.3"], "--optimizer lars: give --lr and --weight-decay too"),
+    (["--optimizer", "lars", "--weight-decay", "1e-4"], "--optimizer lars: give --lr and --weight-decay too"),
+    (["--image-size", "4"], "images of 4 px: use 8 px or more"),
     (["--data", ""], "--data: an empty name"),
     (["--data", "scenes-held-out"], "is for evaluation"),
     (["--cache", "FILE", "--data", "FOLDER"], "name another file or folder"),
@@ -427,6 +430,10 @@ def test_help_names_every_option_with_its_default():
                 continue
             if action.dest in recipes["scenes"]:
                 shown = f"{recipes['scenes'][action.dest]} on scenes, {recipes['photographs'][action.dest]} on photographs"
+            elif action.dest == "blur":
+                shown = "{:g} {:g}; 0 0 below 64 px".format(*(parser.get_default("usual_blur") or [0.5, 0.5]))
+            elif action.dest == "data":
+                shown = importlib.import_module(method).parse_args([]).data
             elif action.default is None:  # it depends on other options, in words
                 shown = action.help.removesuffix("]").rsplit("[", 1)[1]
             else:
@@ -498,6 +505,8 @@ def test_blocks_that_the_scripts_share_are_equal():
     same(r"def learning_rate.*?(?=\n\n\n)", ["simclr", "byol"])
     same(r"class LARS.*?(?=\n\n\n)", ["simclr", "byol"])
     same(r"def learning_rate.*?(?=\n\n\n)", ["moco", "simsiam"])
+    same(r"    source = pairs.load_pairs.*?torch.manual_seed[^\n]*\n")
+    same(r"    train\(model, optimizer.*")
     for m in METHODS:
         banners = re.findall(r"^# -{5,} (\w+)$", text[m], re.M)
         assert banners == ["CONFIG", "MODEL", "LOSS", "SCHEDULES", "TRAIN", "main"]
@@ -535,6 +544,10 @@ def names_used(source):
         wanted |= {node.id for node in names} - own
         given |= own if isinstance(part, ast.Assign) else {getattr(part, "name", None)}
     return wanted - given
+
+
+def test_the_table_of_pieces_is_found():
+    assert len(list(pieces())) >= 9
 
 
 @pytest.mark.parametrize("file, name, others", list(pieces()))

@@ -63,18 +63,17 @@ def test_head_ends_in_batchnorm():
 
 
 def test_lars_by_hand():
-    """Two steps: |w| = 5, |g + decay w| = 2.5 + 0.5 of the same direction; one dimension is plain SGD without decay."""
+    """Two steps: |w| = 5, g + decay w = (-4, 3); one dimension is plain SGD without decay."""
     w, b = torch.nn.Parameter(torch.tensor([[3.0, 4.0]])), torch.nn.Parameter(torch.tensor([1.0]))
     optimizer = simclr.LARS([w, b], lr=2.0, momentum=0.9, weight_decay=0.1, trust=0.01)
-    w.grad, b.grad = torch.tensor([[1.5, 2.0]]), torch.tensor([0.25])
+    w.grad, b.grad = torch.tensor([[-4.3, 2.6]]), torch.tensor([0.25])
     optimizer.step()
-    step = 0.01 * 5 * torch.tensor([[0.6, 0.8]])  # trust |w| in the direction of g, whatever its length
+    step = 0.01 * 5 * torch.tensor([[-0.8, 0.6]])  # trust |w| in that direction, whatever its length
     assert torch.allclose(w, torch.tensor([[3.0, 4.0]]) - 2 * step) and b.item() == 0.5
-    length = w.norm()
     w.grad, b.grad = 100 * w.detach(), torch.zeros(1)
     before = w.detach().clone()
     optimizer.step()
-    assert torch.allclose(w, before - 2 * (0.9 * step + 0.01 * length * torch.tensor([[0.6, 0.8]])))
+    assert torch.allclose(w, before - 2 * (0.9 * step + 0.01 * before))
     assert torch.allclose(b, torch.tensor([0.5 - 2 * 0.9 * 0.25]))
     z = torch.nn.Parameter(torch.zeros(2, 2))  # weights of zero move as in SGD, instead of never
     z.grad = torch.ones(2, 2)

@@ -124,10 +124,10 @@ def test_a_run_equals_a_loop_by_hand(method, optimizer, float64, monkeypatch):
     ours = dict(run.model.named_parameters())
     for name, p in net.named_parameters():
         if p.requires_grad:
-            assert torch.allclose(p, ours[name], rtol=1e-6, atol=1e-9), name
+            assert torch.allclose(p, ours[name], rtol=1e-9, atol=1e-9), name
     if slow:
         theirs = run.model.target if method == "byol" else run.model.key_encoder
-        assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-9) for a, b in zip(slow.parameters(), theirs.parameters(), strict=True))
+        assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-9) for a, b in zip(slow.parameters(), theirs.parameters(), strict=True))
     if method == "moco":  # after six batches of a queue of two the oldest key is at the start again
         assert torch.allclose(nn.functional.normalize(torch.stack(queue), dim=1), run.model.queue, rtol=0, atol=1e-9)
 
