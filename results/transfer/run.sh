@@ -106,7 +106,7 @@ judge $arch runs/epochs60-shufflenet/*
 # Fine-tuning of all layers on clothes, with a tenth of their labels and with all; 300 steps each. Seeds 0 to 2 were planned before the
 # first was run; seeds 3 and 4 of both arms were added when those were known, to be kept whatever they show, so that float32 has the
 # five seeds of bf16. In float32; the runs of seed 0 are of commit dc1590c (made with those of `curation`), those of seeds 1 and 2, and
-# the fine-tunings of seeds 0 to 2, of 67e9264.
+# the fine-tunings of seeds 0 to 2, of 67e9264, the others of 1af1065.
 tuned | xargs -P 2 -L 1 "$python" > runs-output.txt
 for fraction in 0.1 1; do
   for run in runs/epochs60-finetune/*; do
@@ -121,4 +121,4 @@ compare $long $long/{simclr,moco,byol,simsiam}-*
 compare $off $long/simclr-*-seed[0-2] $off/simclr-*-without-{crop,jitter-gray,crop-flip-jitter-gray}-seed[0-2] --by without "${both[@]}"
 compare $few $tune/simclr-*-seed[0-2] $few/simclr-{share,false}*-seed[0-2] "${both[@]}"  # all in float32, and the next
 compare $arch $tune/simclr-*-seed[0-2] $arch/simclr-*-seed[0-2] --by backbone "${both[@]}"
-compare $tune $tune/simclr-*-seed[0-2] --measure "finetune $(basename "$clothes"), 0.1 of the labels" "finetune $(basename "$clothes"), 1 of the labels" "transfer $(basename "$clothes")"
+compare $tune $tune/simclr-*-seed[0-4] --measure "finetune $(basename "$clothes"), 0.1 of the labels" "finetune $(basename "$clothes"), 1 of the labels" "${both[@]:1}"
