@@ -259,21 +259,20 @@ def bench_compile(device, seconds, batch_size):
         images = photographs(batch_size * steps, 32)
         make = lambda *options: trainer("simclr", backbone, images, batch_size, device, options=options)
         calls, first, failed = {"eager": make(), "compiled": make("--compile")}, {}, {}
+        for name, call in calls.items():
+            before = time.perf_counter()
+            call()
+            synchronize()
+            first[name] = time.perf_counter() - before
         if device.startswith("cuda"):
             with_benchmark = torch.backends.cudnn.flags(enabled=True, benchmark=True)  # as a decorator
             calls |= {f"{name}_cudnn_benchmark": with_benchmark(call) for name, call in calls.items()}
-            calls["compiled_cuda_graphs"] = cuda_graphs()(make("--compile"))
-        for name, call in list(calls.items()):
-            before = time.perf_counter()
-            try:
-                call()
-            except RuntimeError as error:  # CUDA graphs may not suit the loop; the others should be timed all the same
-                if name != "compiled_cuda_graphs":
-                    raise
-                failed[name] = str(error).splitlines()[0]
-                del calls[name]
-            synchronize()
-            first[name] = time.perf_counter() - before
+            graphs = cuda_graphs()(make("--compile"))
+            try:  # they may not suit the loop; the others should be timed all the same
+                graphs()
+                calls["compiled_cuda_graphs"] = graphs
+            except RuntimeError as error:
+                failed["compiled_cuda_graphs"] = str(error).splitlines()[0]
         t = take_turns(calls, seconds)
         rows[f"simclr, {backbone}"] = {"start_s": first["compiled"] - first["eager"], **{f"{name}_ms": 1000 * v / steps for name, v in t.items()}, "ratio": t["eager"] / t["compiled"], **failed}
     return rows

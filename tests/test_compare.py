@@ -142,6 +142,7 @@ def test_the_numbers_of_a_result():
     assert name == ("detect AP50", "v, c4, init run") and (numbers["value"], numbers["untrained"]) == pytest.approx((0.4, 0.2))
     assert {k: v["value"] for k, v in found.items()} == pytest.approx({("knn", "d"): 0.3, ("detect AP50", "v"): 0.7, ("detect AP", "v"): 0.4,
                                                          ("share of rotation", "factors of scenes"): 0.6})
+    assert json.dumps([list(k) for k in found])  # names only
 
 
 def test_seeds_of_one_arm_only_are_told(make, tmp_path):

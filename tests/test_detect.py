@@ -222,54 +222,53 @@ def test_a_detector_is_tested_on_images_between_0_and_1_and_its_labels_are_those
     assert [f["labels"].tolist() for f in evaluate.detect(model, data)] == [[0]] * 3
 
 
-def test_a_detector_is_given_the_runs_backbone_or_a_new_one_and_the_runs_world(tmp_path, monkeypatch, capsys):
-    evaluate.write_json(tmp_path / "config.json", {"backbone": "convnet", "image_size": 32, "seed": 3})
+@pytest.fixture
+def detector_run(tmp_path, monkeypatch):
+    """A run folder for detect_run, which then trains, detects and draws nothing."""
+    evaluate.write_json(tmp_path / "config.json", {"backbone": "convnet", "image_size": 32, "seed": 3, "trained_epochs": 2})
+    world, backbone = [pairs.detection_scenes("train", 2, 32)] * 2, evaluate.build_backbone("convnet", 32)[0]
+    for module, name, stand_in in ((pairs, "load_boxes", world), (evaluate, "load_backbone", (backbone, backbone)), (evaluate, "train_detector", None),
+                                   (evaluate, "detect", [found_of(boxes(), [])] * 2), (evaluate, "draw_detections", None)):
+        monkeypatch.setattr(module, name, lambda *_, value=stand_in: value)
+    return tmp_path
+
+
+def test_a_detector_is_given_the_runs_backbone_or_a_new_one_and_the_runs_world(detector_run, monkeypatch, capsys):
     trained, untrained = (evaluate.build_backbone("convnet", 32)[0] for _ in "tu")
     world, given = [pairs.detection_scenes("train", 2, 32)] * 2, []
     monkeypatch.setattr(pairs, "load_boxes", lambda data, seed, size: world if (data, seed, size) == (["scenes"], 3, 32) else None)
     monkeypatch.setattr(evaluate, "load_backbone", lambda run: (trained, untrained))
     monkeypatch.setattr(evaluate, "build_detector", lambda backbone, *_: given.append(backbone) or backbone)
-    monkeypatch.setattr(evaluate, "train_detector", lambda *_: None)
-    monkeypatch.setattr(evaluate, "detect", lambda *_: [found_of(boxes(), [])] * 2)
-    monkeypatch.setattr(evaluate, "draw_detections", lambda *_: None)
-    names = [evaluate.detect_run(tmp_path, ["scenes"], torch.device("cpu"), init, "c4", [32], 1, 1, 0.1, 8, 7, 5)[0] for init in ("run", "random")]
+    names = [evaluate.detect_run(detector_run, ["scenes"], torch.device("cpu"), init, "c4", [32], 1, 1, 0.1, 8, 7, 5)[0] for init in ("run", "random")]
     assert names == ["scenes, c4, init run, seed 5", "scenes, c4, init random, seed 5"]
     torch.manual_seed(5)
     new = evaluate.build_backbone("convnet", 32)[0]
     assert given[0] is trained and torch.equal(given[1][0].weight, new[0].weight)
     assert "CIFAR stem" not in capsys.readouterr().out
     trained = evaluate.build_backbone("resnet18", 32)[0]  # whose maps at 800 px would need 16 times the memory of the usual
-    evaluate.detect_run(tmp_path, ["scenes"], torch.device("cpu"), "run", "c4", [32], 1, 1, 0.1, 8, 7, 5)
+    evaluate.detect_run(detector_run, ["scenes"], torch.device("cpu"), "run", "c4", [32], 1, 1, 0.1, 8, 7, 5)
     assert "note: the CIFAR stem" in capsys.readouterr().out
 
 
-def test_a_detector_is_trained_on_training_images_and_tested_on_test_images(tmp_path, monkeypatch):
-    evaluate.write_json(tmp_path / "config.json", {"backbone": "convnet", "image_size": 32, "seed": 3})
-    backbone, (train, test), used = evaluate.build_backbone("convnet", 32)[0], [pairs.detection_scenes(s, 2, 32) for s in ("train", "test")], []
+def test_a_detector_is_trained_on_training_images_and_tested_on_test_images(detector_run, monkeypatch):
+    (train, test), used = [pairs.detection_scenes(s, 2, 32) for s in ("train", "test")], []
     monkeypatch.setattr(pairs, "load_boxes", lambda *_: (train, test))
-    monkeypatch.setattr(evaluate, "load_backbone", lambda run: (backbone, backbone))
     monkeypatch.setattr(evaluate, "train_detector", lambda model, data, *options: used.append((data, options, model.roi_heads.box_predictor.cls_score.weight.clone())))
     monkeypatch.setattr(evaluate, "detect", lambda model, data: used.append(data) or [found_of(boxes(), [])] * 2)
-    monkeypatch.setattr(evaluate, "draw_detections", lambda *_: None)
     for seed in (5, 5, 6):
-        _, r = evaluate.detect_run(tmp_path, ["scenes"], torch.device("cpu"), "run", "c4", [32], 6, 4, 0.1, 8, 7, seed)
+        _, r = evaluate.detect_run(detector_run, ["scenes"], torch.device("cpu"), "run", "c4", [32], 6, 4, 0.1, 8, 7, seed)
         assert r.items() >= {"init": "run", "kind": "c4", "size": [32], "steps": 6, "batch_size": 4, "lr": 0.1, "rois": 8, "roi_size": 7, "seed": seed}.items()
     assert used[0][0] is train and used[0][1] == (6, 4, 0.1, 5) and used[1] is test
     heads = [head for *_, head in used[::2]]
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])  # they start from the detector's seed
 
 
-def test_a_detectors_result_is_of_the_weights_that_were_read(tmp_path, monkeypatch):
-    config, world = {"backbone": "convnet", "image_size": 32, "seed": 3, "trained_epochs": 2}, [pairs.detection_scenes("train", 2, 32)] * 2
-    further = lambda *_: evaluate.write_json(tmp_path / "config.json", config | {"trained_epochs": 4})  # the run goes on meanwhile
-    monkeypatch.setattr(pairs, "load_boxes", lambda *_: world)
-    monkeypatch.setattr(evaluate, "load_backbone", lambda run: (evaluate.build_backbone("convnet", 32)[0],) * 2)
+def test_a_detectors_result_is_of_the_weights_that_were_read(detector_run, monkeypatch):
+    file = detector_run / "config.json"
+    further = lambda *_: evaluate.write_json(file, evaluate.read_json(file) | {"trained_epochs": 4})  # the run goes on meanwhile
     monkeypatch.setattr(evaluate, "train_detector", further)
-    monkeypatch.setattr(evaluate, "detect", lambda *_: [found_of(boxes(), [])] * 2)
-    monkeypatch.setattr(evaluate, "draw_detections", lambda *_: None)
-    evaluate.write_json(tmp_path / "config.json", config)
-    evaluate.detect_run(tmp_path, ["scenes"], torch.device("cpu"), "run", "c4", [32], 1, 2, 0.1, 8, 7, 0)
-    assert set(evaluate.read_json(tmp_path / "result-epoch2.json")) == {"detect"} and not (tmp_path / "result.json").exists()
+    evaluate.detect_run(detector_run, ["scenes"], torch.device("cpu"), "run", "c4", [32], 1, 2, 0.1, 8, 7, 0)
+    assert set(evaluate.read_json(detector_run / "result-epoch2.json")) == {"detect"} and not (detector_run / "result.json").exists()
 
 
 def test_detectors_take_their_options_and_ap75_is_that_of_0_75():

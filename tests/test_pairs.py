@@ -1051,11 +1051,13 @@ def test_check_finds_what_is_wrong(tmp_path):
     (folder / "train" / "red" / "copy.png").write_bytes((folder / "train" / "red" / "00.png").read_bytes())
     (folder / "train" / "red" / "bad.png").write_bytes(b"x")
     rows = ["red/00.png,train/red/copy.png", "red/01.png,train/red/01.png", "red/02.png,train/red/gone.png", "red/03.png,train/red/bad.png",
-            "red/04.png,train/blue/04.png", "red/05.png,train/red/06.png", "red/07.png,train/red/06.png"]
+            "red/04.png,train/blue/04.png", "red/05.png,train/red/06.png"]
     (tmp_path / "l.csv").write_text("image_a,image_b\n" + "".join(f"train/{row}\n" for row in rows))
     report, mistakes = pairs.check(tmp_path / "l.csv", folder)
-    assert "false pairs: 1 of 5 (20.0%)" in report and "classes: 1; pairs in a class: 7 in each" in report
-    assert "images: 12; 1 in more than one row, at most 2 rows" in report
+    assert "false pairs: 1 of 4 (25.0%)" in report and "classes: 1; pairs in a class: 6 in each" in report
+    assert "images: 11; 0 in more than one row, at most 1 rows" in report  # one is twice in its row
+    (tmp_path / "l2.csv").write_text("image_a,image_b\ntrain/red/05.png,train/red/06.png\ntrain/red/07.png,train/red/06.png\n")
+    assert "images: 3; 1 in more than one row, at most 2 rows" in pairs.check(tmp_path / "l2.csv", folder)[0]
     for line, said in ((2, "identical"), (3, "with itself"), (4, "is missing"), (5, "cannot be read"), (6, "two categories")):
         assert any(m.startswith(f"line {line}:") and said in m for m in mistakes), (line, mistakes)
     assert len(mistakes) == 5
@@ -1254,7 +1256,7 @@ def test_shifted_scenes_show_held_out_categories_in_contexts_that_training_never
     assert torch.equal(held_out, moved) and not torch.equal(held_out, seen[: len(held_out)])
 
 
-def test_detection_scenes_have_boxes_apart():
+def test_detection_scenes_have_apart_boxes_around_objects_that_stand_out():
     found = pairs.detection_scenes("train", 60, 64)
     again = pairs.detection_scenes("train", 60, 64)
     assert all(torch.equal(a, b) for a, b in zip(found.images, again.images)) and len(found.classes) == 5
@@ -1262,6 +1264,11 @@ def test_detection_scenes_have_boxes_apart():
     assert counts.min() == 1 and 2 < counts.max() <= 4 and [len(v) for v in found.labels] == counts.tolist()
     for i, b in enumerate(found.boxes):
         assert b.min() >= 0 and b.max() <= 64 and (torchvision.ops.box_iou(b, b) - torch.eye(len(b))).abs().max() < 1e-5
+        image = found.image(i).float().mean(0)
+        outside = torch.ones(64, 64, dtype=torch.bool)
+        for x1, y1, x2, y2 in b.int().tolist():
+            outside[y1:y2, x1:x2] = False
+        assert all(image[y1:y2, x1:x2].max() > image[outside].mean() for x1, y1, x2, y2 in b.int().tolist())
 
 
 def test_objects_are_drawn_in_their_boxes_and_have_the_labels_of_their_shapes(monkeypatch):
@@ -1309,7 +1316,6 @@ def test_splits_and_metrics_of_torchvisions_sets_are_those_of_publications():
 @pytest.mark.parametrize("name", list(pairs.TORCHVISION_SETS))
 def test_torchvision_takes_the_arguments_of_every_set(name, tmp_path):
     import inspect
-
 
     cls, *splits, metric = pairs.TORCHVISION_SETS[name]
     assert len(splits) == 3 and metric in ("top-1", "mean per class", "11-point mAP")

@@ -20,9 +20,9 @@ from PIL import Image
 
 import evaluate
 import pairs
+from bench import METHODS
 
 ROOT = Path(__file__).parent.parent
-METHODS = ["simclr", "moco", "byol", "simsiam"]
 LOGGED = ["epoch", "step", "loss", "lr", "images_per_second", "seconds", "embedding_std", "effective_rank", "semantic_rate", "false_rate", "same_class_rate"]
 QUICK = ["--epochs", "2", "--batch-size", "16", "--device", "cpu"]
 
