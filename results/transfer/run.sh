@@ -3,8 +3,9 @@
 # linear probe on another data set. Two runs at a time, one thread each, 3 to 10 minutes a run: two and a half hours. Then the
 # same for three times as many epochs, 8 to 29 minutes a run: six hours; then SimCLR without kinds of augmentation, 12 minutes
 # a run: two hours; then with few or false semantic pairs, 6 runs: two and a half hours in float32; then with another
-# architecture, 6 runs, about an hour and a half a pair in float32; then fine-tuning, 10 runs: five hours. From the repository's
-# root, with the two folders of class folders:
+# architecture, 6 runs, about an hour and a half a pair in float32; then fine-tuning, 10 runs: five hours; then without the
+# anchor's class among the negatives, 6 runs: two and a half hours in float32. From the repository's root, with the two folders
+# of class folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 # SimCLR's runs here come from commit a3cbafd (output.txt), the others' from a later one (output-others.txt, with the trials of moco-recipe.txt).
 # Since then all 8 parts of MoCo's batch together move BatchNorm's running statistics as much as one batch does.
@@ -59,6 +60,13 @@ tuned() {  # of 10 runs: SimCLR's 60 epochs of `commands` once more, in float32,
     done
   done
 }
+negatives() {  # of 6 runs: `tuned`, seeds 0 to 2, without the anchor's class among its negatives
+  for seed in 0 1 2; do
+    for pairs in augmented semantic; do
+      echo "results/transfer/negatives.py --pairs $pairs --seed $seed --data $cifar --backbone convnet --epochs 60 --limit 20000 --warmup-epochs 10 --precision float32 --out runs/epochs60-negatives/simclr-$pairs-seed$seed"
+    done
+  done
+}
 kept=runs/kept  # what goes to results, at the end: a changed file there would mark the commit of later runs as dirty
 judge() {  # a folder of results, then runs
   to=$kept/$1
@@ -77,7 +85,7 @@ compare() {  # a folder of results, then runs and options
   "$python" evaluate.py compare "${@:2}" --out "$1"
 }
 both=(--measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")")
-here=results/transfer long=results/transfer/epochs60 off=results/transfer/without few=results/transfer/curation arch=results/transfer/architecture tune=results/transfer/finetune
+here=results/transfer long=results/transfer/epochs60 off=results/transfer/without few=results/transfer/curation arch=results/transfer/architecture tune=results/transfer/finetune negatives=results/transfer/negatives
 commands 20 | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $here runs/{simclr,moco,byol,simsiam}-*-"$(basename "$cifar")"-seed[0-4]
 
@@ -115,6 +123,10 @@ for fraction in 0.1 1; do
 done | xargs -P 2 -L 1 "$python" >> runs-output.txt
 judge $tune runs/epochs60-finetune/*
 
+# Without the anchor's class among the negatives. Planned before the first was run: seeds 0 to 2 of both arms, in float32.
+negatives | xargs -P 2 -L 1 "$python" > runs-output.txt
+judge $negatives runs/epochs60-negatives/*
+
 cp -r $kept/results .
 compare $here $here/{simclr,moco,byol,simsiam}-*-seed[0-4]
 compare $long $long/{simclr,moco,byol,simsiam}-*
@@ -122,3 +134,5 @@ compare $off $long/simclr-*-seed[0-2] $off/simclr-*-without-{crop,jitter-gray,cr
 compare $few $tune/simclr-*-seed[0-2] $few/simclr-{share,false}*-seed[0-2] "${both[@]}"  # all in float32, and the next
 compare $arch $tune/simclr-*-seed[0-2] $arch/simclr-*-seed[0-2] --by backbone "${both[@]}"
 compare $tune $tune/simclr-*-seed[0-4] --measure "finetune $(basename "$clothes"), 0.1 of the labels" "finetune $(basename "$clothes"), 1 of the labels" "${both[@]:1}"
+compare $negatives $tune/simclr-*-seed[0-2] $negatives/simclr-*-seed[0-2] "${both[@]}"
+"$python" results/transfer/negatives.py summary > $negatives/summary.txt
