@@ -1322,59 +1322,36 @@ def data_of(config):
 PROTOCOL = ("metric", "k", "classes", "n", "n_train", "n_test", "files_crc32", "n_fitted", "steps", "batch_size", "kind", "size", "rois", "roi_size")
 
 
-def without_seed(data):
-    """The key of a result less the seed that fine-tuning and detectors have of their own."""
-    return data.rsplit(", seed ", 1)[0]
-
-
 def measures(results):
-    """The numbers {(head, data): {"value", "untrained", "chance", "protocol"}} of a result.json, for fine-tuning
-    means over its seeds; for detectors see measures_of_detectors. Raises UserError if not all seeds were trained alike."""
-    found = {}
+    """The numbers {(head, data): {"value", "untrained", "chance", "protocol"}} of a result.json, those that there are; for
+    fine-tuning and detectors means over the seeds of their own. Of a detector AP50 and AP, "untrained" is that of --init random.
+    Raises UserError if not all seeds were trained alike."""
+    groups, found = {}, {}
     for head, by_data in results.items():
+        for data, r in by_data.items():
+            name, which = data.rsplit(", seed ", 1)[0], "value"
+            if head == "detect" and "init random" in name:
+                name, which = name.replace("init random", "init run"), "untrained"
+            groups.setdefault((head, name), {}).setdefault(which, []).append(r)
+    for (head, name), there in groups.items():
+        first, *others = (r for seeds in there.values() for r in seeds)
+        keys = (*PROTOCOL, "lr") if head == "detect" else PROTOCOL  # fine-tuning chooses its own lr
+        for other in others:
+            for key in keys:
+                if other.get(key) != first.get(key):
+                    raise UserError(f"{head} {name}: not all were trained alike: {key} is {first.get(key)} and {other.get(key)}")
+        protocol = {key: first[key] for key in keys if key in first}
+        if "value" in there:
+            protocol["its seeds"] = sorted(r["seed"] for r in there["value"] if "seed" in r)
+        mean = lambda key, which="value": float(np.mean([r[key] for r in there[which]]))
         if head == "detect":
-            found |= measures_of_detectors(by_data)
+            for key in ("ap50", "ap"):
+                found[f"detect {key.upper()}", name] = {which: mean(key, which) for which in there} | {"protocol": protocol}
         elif head == "invariance":
-            for data, r in by_data.items():
-                protocol = one_protocol(f"{head} {data}", [r])
-                for factor, v in r["factors"].items():
-                    found[f"share of {factor}", data] = {"value": v["share"], "untrained": v["untrained"], "protocol": protocol}
+            for factor, v in first["factors"].items():
+                found[f"share of {factor}", name] = {"value": v["share"], "untrained": v["untrained"], "protocol": protocol}
         else:
-            for name in dict.fromkeys(map(without_seed, by_data)):
-                seeds = [r for data, r in by_data.items() if without_seed(data) == name]
-                protocol = one_protocol(f"{head} {name}", seeds) | seeds_of(seeds)
-                mean = lambda key: float(np.mean([r[key] for r in seeds]))
-                found[head, name] = {"value": mean("accuracy"), "untrained": mean("untrained"), "chance": seeds[-1]["chance"], "protocol": protocol}
-    return found
-
-
-def one_protocol(what, results, keys=PROTOCOL):
-    """The keys that say how results were obtained. Raises UserError unless they are equal in all."""
-    protocol, *others = ({key: r[key] for key in keys if key in r} for r in results)
-    for other in others:
-        for key in protocol.keys() | other.keys():
-            if other.get(key) != protocol.get(key):
-                raise UserError(f"{what}: not all were trained alike: {key} is {protocol.get(key)} and {other.get(key)}")
-    return protocol
-
-
-def seeds_of(results):
-    """The seeds of their own that fine-tunings or detectors have, as a part of the protocol: both arms must have the same."""
-    return {"its seeds": sorted(r["seed"] for r in results if "seed" in r)}
-
-
-def measures_of_detectors(by_data):
-    """As `measures`: AP50 and AP, means over the detector's seeds; "untrained" are those of --init random."""
-    found, detectors = {}, {}
-    for data, r in by_data.items():
-        name = without_seed(data)
-        which = "untrained" if "init random" in name else "value"
-        detectors.setdefault(name.replace("init random", "init run"), {}).setdefault(which, []).append(r)
-    for name, there in detectors.items():
-        protocol = one_protocol(f"detect {name}", [r for seeds in there.values() for r in seeds], (*PROTOCOL, "lr"))
-        for key in ("ap50", "ap"):
-            means = {which: float(np.mean([r[key] for r in seeds])) for which, seeds in there.items()}
-            found[f"detect {key.upper()}", name] = means | {"protocol": protocol | (seeds_of(there["value"]) if "value" in there else {})}
+            found[head, name] = {"value": mean("accuracy"), "untrained": mean("untrained"), "chance": there["value"][-1]["chance"], "protocol": protocol}
     return found
 
 
