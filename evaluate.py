@@ -1323,7 +1323,7 @@ PROTOCOL = ("metric", "k", "classes", "n", "n_train", "n_test", "files_crc32", "
 
 
 def measures(results):
-    """The numbers {(head, data): {"value", "untrained", "chance", "protocol"}} of a result.json, those that there are; for
+    """The numbers {"head data": {"value", "untrained", "chance", "protocol"}} of a result.json, those that there are; for
     fine-tuning and detectors means over the seeds of their own. Of a detector AP50 and AP, "untrained" is that of --init random.
     Raises UserError if not all seeds were trained alike."""
     groups, found = {}, {}
@@ -1346,12 +1346,12 @@ def measures(results):
         mean = lambda key, which="value": float(np.mean([r[key] for r in there[which]]))
         if head == "detect":
             for key in ("ap50", "ap"):
-                found[f"detect {key.upper()}", name] = {which: mean(key, which) for which in there} | {"protocol": protocol}
+                found[f"detect {key.upper()} {name}"] = {which: mean(key, which) for which in there} | {"protocol": protocol}
         elif head == "invariance":
             for factor, v in first["factors"].items():
-                found[f"share of {factor}", name] = {"value": v["share"], "untrained": v["untrained"], "protocol": protocol}
+                found[f"share of {factor} {name}"] = {"value": v["share"], "untrained": v["untrained"], "protocol": protocol}
         else:
-            found[head, name] = {"value": mean("accuracy"), "untrained": mean("untrained"), "chance": there["value"][-1]["chance"], "protocol": protocol}
+            found[f"{head} {name}"] = {"value": mean("accuracy"), "untrained": mean("untrained"), "chance": there["value"][-1]["chance"], "protocol": protocol}
     return found
 
 
@@ -1378,15 +1378,13 @@ def compare(runs, by=(), only=()):
     and, for an ablation, each value of the options named in `by`. `only` names the measures wanted (all).
 
     "augmented", "semantic" and "any" hold {seed: value}; "difference" is (mean, low, high) of semantic - augmented
-    over the seeds that both arms have, with a 95 % interval (Student's t), or None. Raises UserError when runs of one
-    method and data differ in any other setting that should be matched, of the run or of its evaluation, when a run is
-    unfinished, when two runs have the same arm and seed, and when `by` names something that is not an option of a run
-    or `only` something that is not a measure.
+    over the seeds that both arms have, with a 95 % interval (Student's t), or None. Raises UserError when a run is unfinished,
+    when runs of one row differ in how they were trained or evaluated, and for a name that no option or measure has.
     """
-    groups, by = {}, [name.replace("-", "_") for name in by]
+    groups, known, by = {}, {}, [name.replace("-", "_") for name in by]
+    shown = lambda value: "nothing" if value in ("", None) else value
     for run in map(Path, runs):
-        config = read_config(run)
-        file = run / "result.json"
+        config, file = read_config(run), run / "result.json"
         if said := unfinished(config):
             raise UserError(f"{run} {said}: let it end, or go on with --resume")
         if not file.is_file():
@@ -1394,10 +1392,14 @@ def compare(runs, by=(), only=()):
         for name in by:
             if name not in vars_of(config):
                 raise UserError(f"--by {name}: no option of {run}; its options are {', '.join(vars_of(config))}")
-        value = lambda name: f"{name} {'nothing' if config[name] in ('', None) else config[name]}"
-        ablated = "".join(", with all transforms" if name == "without" and not config[name] else f", {value(name)}" for name in by)
-        groups.setdefault((config["method"] or run.name, data_of(config) + ablated), []).append((run, config, read_json(file)))
-    rows, known = [], {}
+        values = ("with all transforms" if name == "without" and not config[name] else f"{name} {shown(config[name])}" for name in by)
+        found = measures(read_json(file))
+        groups.setdefault((config["method"] or run.name, ", ".join([data_of(config), *values])), []).append((run, config, found))
+        known |= found
+    for name in only:
+        if name not in known:
+            raise UserError(f"--measure {name}: not measured in these runs; choose from {', '.join(known)}")
+    rows = []
     for (method, data), members in groups.items():
         crc32 = next((config["files_crc32"] for _, config, _ in members if "files_crc32" in config), None)
         for _, config, _ in members:
@@ -1406,34 +1408,27 @@ def compare(runs, by=(), only=()):
         for run, config, _ in members[1:]:
             for name in sorted((set(vars_of(first)) | set(vars_of(config))) - FREE):
                 if config.get(name) != first.get(name):
-                    one, other = (c.get(name) if c.get(name) not in ("", None) else "nothing" for c in (first, config))
-                    raise UserError(f"not matched, so not comparable: {name} is {one} in {first_run} and {other} in {run}; with --by {name} each "
-                                    "value has rows of its own")
+                    raise UserError(f"not matched, so not comparable: {name} is {shown(first.get(name))} in {first_run} and "
+                                    f"{shown(config.get(name))} in {run}; with --by {name} each value has rows of its own")
         controls = dict.fromkeys(control_of(config) for _, config, _ in members if arm_of(config) == "semantic") or [""]
         for control in controls:  # each with the same augmented runs
-            chosen = [(run, config, measures(results)) for run, config, results in members
-                      if arm_of(config) != "semantic" or control_of(config) == control]
-            here = dict.fromkeys(measure for *_, found in chosen for measure in found)
-            known |= {" ".join(measure): None for measure in here}
-            for measure in (measure for measure in here if not only or " ".join(measure) in only):
-                rows.append(compare_one(method, data + control, measure, [m for m in chosen if measure in m[2]]))
-    for name in only:
-        if name not in known:
-            raise UserError(f"--measure {name}: not measured in these runs; choose from {', '.join(known)}")
+            chosen = [m for m in members if arm_of(m[1]) != "semantic" or control_of(m[1]) == control]
+            for measure in dict.fromkeys(measure for *_, found in chosen for measure in found):
+                if not only or measure in only:
+                    rows.append(compare_one(method, data + control, measure, [m for m in chosen if measure in m[2]]))
     return rows
 
 
 def compare_one(method, data, measure, members):
     """One row of `compare`, of the members (run, config, measures) that have the measure."""
-    row = {"method": method, "data": data, "measure": " ".join(measure), "chance": None,
-           "untrained": {}, "any": {}, "augmented": {}, "semantic": {}}
+    row = {"method": method, "data": data, "measure": measure, "chance": None, "untrained": {}, "any": {}, "augmented": {}, "semantic": {}}
     protocol = {}  # {what should be equal: (value, run that has it)}
     for run, config, found in members:
         arm, seed, number = row[arm_of(config)], config["seed"], found[measure]
         for key, value in number["protocol"].items():
             other, where = protocol.setdefault(key, (value, run))  # results of older code may lack one
             if value != other:
-                raise UserError(f"{row['measure']} is not comparable: {key} is {other} in {where} and {value} in {run}; evaluate one again")
+                raise UserError(f"{measure} is not comparable: {key} is {other} in {where} and {value} in {run}; evaluate one again")
         if seed in arm:
             raise UserError(f"{run}: another run of {method}, {arm_of(config)} pairs, seed {seed} is there already")
         if "value" in number:

@@ -139,10 +139,9 @@ def test_the_numbers_of_a_result():
     found = evaluate.measures(results)
     both = {f"v, c4, init {init}, seed {seed}": {"ap": value, "ap50": value} for init, seed, value in (("run", 0, 0.3), ("run", 1, 0.5), ("random", 0, 0.2))}
     (name, numbers), _ = evaluate.measures({"detect": both}).items()
-    assert name == ("detect AP50", "v, c4, init run") and (numbers["value"], numbers["untrained"]) == pytest.approx((0.4, 0.2))
-    assert {k: v["value"] for k, v in found.items()} == pytest.approx({("knn", "d"): 0.3, ("detect AP50", "v"): 0.7, ("detect AP", "v"): 0.4,
-                                                         ("share of rotation", "factors of scenes"): 0.6})
-    assert json.dumps([list(k) for k in found])  # names only
+    assert name == "detect AP50 v, c4, init run" and (numbers["value"], numbers["untrained"]) == pytest.approx((0.4, 0.2))
+    assert {k: v["value"] for k, v in found.items()} == pytest.approx({"knn d": 0.3, "detect AP50 v": 0.7, "detect AP v": 0.4,
+                                                                  "share of rotation factors of scenes": 0.6})
 
 
 def test_seeds_of_one_arm_only_are_told(make, tmp_path):
