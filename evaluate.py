@@ -133,10 +133,7 @@ def load_backbone(run):
     torch.manual_seed(config["seed"])
     untrained, _ = build_backbone(config["backbone"], config["image_size"], config.get("zero_init_residual", False))
     trained = copy.deepcopy(untrained)
-    file = Path(run) / "backbone.pt"
-    if not file.is_file():
-        raise UserError(f"{run} has no backbone.pt")
-    load_weights(trained, file)
+    load_weights(trained, Path(run) / "backbone.pt")
     return trained, untrained
 
 
@@ -160,7 +157,7 @@ def load_weights(backbone, file):
         state = state.get("state_dict", state)
         shapes = {key: tuple(value.shape) for key, value in state.items()}
     except FileNotFoundError:
-        raise UserError(f"--backbone-file {file}: no such file") from None
+        raise UserError(f"{file}: no such file") from None
     except Exception:  # torch.load raises whatever the bytes lead it to
         raise UserError(f"{file} is not a file of weights: a state_dict of tensors, saved by torch.save") from None
     wanted = {key: tuple(value.shape) for key, value in backbone.state_dict().items()}
@@ -182,16 +179,13 @@ def adopt(file, name, image_size=224, out=None):
 
     Raises UserError for weights that do not fit and for a folder that holds another backbone.
     """
-    file = Path(file)
-    if not file.is_file():
-        raise UserError(f"--backbone-file {file}: no such file")
-    folder = Path(out or f"runs/{name}-{file.stem}")
+    backbone, _ = build_backbone(name, image_size, verbose=True)
+    load_weights(backbone, file)
+    file, folder = Path(file), Path(out or f"runs/{name}-{Path(file).stem}")
     config = {"method": None, "pairs": None, "data": None, "limit": None, "root": "data", "backbone": name, "image_size": image_size,
               "seed": 0, "processes": 1, "backbone_file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     if folder.exists() and any(folder.iterdir()) and read_config(folder) != config:
         raise UserError(f"{folder} exists and is of another backbone or option; --out DIR writes elsewhere")
-    backbone, _ = build_backbone(name, image_size, verbose=True)
-    load_weights(backbone, file)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config)  # first: if this is killed, the same again will finish it
     save_tensors(folder / "backbone.pt", backbone.state_dict())
