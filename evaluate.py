@@ -1249,13 +1249,12 @@ def show_table(results, config):
     wide = max(18, *(len(data) + 2 for _, data, _ in rows))
     print(f"\n{'':14}{'data':{wide}}{'classes':>8}{'chance':>9}{'untrained':>11}{'this run':>10}")
     for head, data, r in rows:
-        print(f"{TITLES[head]:14}{data:{wide}}{r['classes']:8}{r['chance']:9.3f}{r['untrained']:11.3f}{r['accuracy']:10.3f}")
-    metrics = {r.get("metric", "top-1") for *_, r in rows} - {"top-1"}
-    unusual = f" The metric is {' or '.join(sorted(metrics))} where that is the set's own." if metrics else ""
+        metric = f"  {r['metric']}" if r.get("metric", "top-1") != "top-1" else ""
+        print(f"{TITLES[head]:14}{data:{wide}}{r['classes']:8}{r['chance']:9.3f}{r['untrained']:11.3f}{r['accuracy']:10.3f}{metric}")
     if "finetune" in results:
-        print("Test accuracy with all layers trained; untrained: the same from a random start." + unusual)
+        print("Test accuracy with all layers trained; untrained: the same from a random start.")
     else:
-        print("Test accuracy of frozen backbone features." + (" kNN: k = 200, temperature 0.1." if "knn" in results else "") + unusual)
+        print("Test accuracy of frozen backbone features." + " kNN: k = 200, temperature 0.1." * ("knn" in results))
     of = lambda data: any(name == data or name.startswith(f"{data}, ") for _, name, _ in rows)  # after that, the share of the labels
     if of("scenes-held-out"):
         print("The headline is scenes-held-out: categories that no pretraining image shows. Semantic pairs use")
