@@ -207,7 +207,7 @@ def multiplies_in_bf16(device):
     AVX512-BF16 except Intel's, where a step takes longer in bf16 (results/speed)."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    has = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell
+    has = torch.cpu.get_capabilities()
     fast_cpu = has.get("amx_bf16") or has.get("avx512_bf16") and "Intel" not in has.get("cpu_name", "")
     return device.type == "cpu" and bool(fast_cpu)
 

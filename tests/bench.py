@@ -44,7 +44,7 @@ import evaluate
 import pairs
 
 METHODS = ["simclr", "moco", "byol", "simsiam"]
-CPU = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell
+CPU = torch.cpu.get_capabilities()
 
 
 def take_turns(calls, seconds, prepare=lambda: None):

@@ -196,7 +196,7 @@ def main():
     parser.add_argument("--out", default="runs/bench-cache.json", help="[runs/bench-cache.json]")
     args = parser.parse_args()
     result = {"machine": {"torch": torch.__version__, "cores": os.cpu_count(), "python": sys.version.split()[0], "pillow": PIL.__version__,
-                          "cpu": getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name"), "git_commit": evaluate.git_commit()}}
+                          "cpu": torch.cpu.get_capabilities().get("cpu_name"), "git_commit": evaluate.git_commit()}}
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
         scratch = Path(scratch)
         parts = {"build": lambda: bench_build(args.data, scratch), "stream": lambda: bench_stream(scratch, args.gigabytes),

@@ -79,7 +79,7 @@ def test_the_mean_over_positions_is_that_of_adaptive_pooling():
     ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, torch.bfloat16), ({"avx512_bf16": True, "cpu_name": "Intel Xeon"}, torch.float32),
     ({"avx512_bf16": True, "amx_bf16": True, "cpu_name": "Intel Xeon"}, torch.bfloat16), ({"avx512_f": True}, torch.float32)])
 def test_a_cpu_computes_in_bf16_where_it_is_faster_and_losses_in_float32(monkeypatch, has, kind):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
     linear, x = nn.Linear(4, 4), torch.randn(2, 4)
     with evaluate.autocast(torch.device("cpu")):
         assert linear(x).dtype == kind
