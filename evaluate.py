@@ -950,10 +950,9 @@ class Run:
 
     def _load(self):
         """Takes everything back from checkpoint.pt, after checking that the run's settings are the same."""
-        if not self.folder.exists():
-            raise UserError(f"--resume: there is no {self.folder} to go on from; name the run's folder with --out, or start without --resume")
-        if not (self.folder / "checkpoint.pt").is_file():
-            raise UserError(f"--resume: {self.folder} has no checkpoint.pt to go on from: remove the folder and start again")
+        checkpoint, log = self.folder / "checkpoint.pt", self.folder / "log.jsonl"
+        if not checkpoint.is_file():
+            raise UserError(f"--resume: there is no {checkpoint} to go on from; name the run's folder with --out, or start a new one without --resume")
         old = read_config(self.folder)
         for name in vars_of(self.config):
             if name not in WHERE_IT_RUNS and old.get(name) != self.config[name]:
@@ -962,10 +961,10 @@ class Run:
                     changed = f"the files of --data, or the pairs of the list, are not those of {self.folder}; bring them back"
                 raise UserError(f"--resume: {changed}, or start a new run: --out NEW without --resume")
         try:
-            state = torch.load(self.folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
             weights, moments = state["model"], state["optimizer"]
         except Exception:  # torch.load raises whatever the bytes lead it to
-            raise UserError(f"{self.folder / 'checkpoint.pt'} is damaged; copy it anew, or remove the folder and start again") from None
+            raise UserError(f"{checkpoint} is damaged; copy it anew, or remove the folder and start again") from None
         self.model.load_state_dict(weights)
         self.optimizer.load_state_dict(moments)
         for group in self.optimizer.param_groups:  # the checkpoint may be of another device
@@ -974,18 +973,17 @@ class Run:
         torch.set_rng_state(state["rng"])
         if self.device.type == "cuda" and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"])
-        log = self.folder / "log.jsonl"
-        if self.first and log.exists():  # lines after the checkpoint are of steps that will be run again; the last may be cut off
+        if not self.first:
+            return
+        if log.exists():  # lines after the checkpoint are of steps that will be run again; the last may be cut off
             lines = [line for line in log.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= self.step]
             log.write_text("".join(line + "\n" for line in lines))
-        if self.first:  # the run may have been killed between its last checkpoint and the backbone.pt of that
-            elsewhere = {name: self.config.get(name) for name in sorted(MACHINE) if self.config.get(name) != old.get(name)}
-            if elsewhere:
-                said = ", ".join(f"{name} {value}" for name, value in elsewhere.items())
-                print(f"note: after epoch {self.epoch} the run goes on with {said}, as config.json will say", flush=True)
-                old.setdefault("resumed_elsewhere", []).append({"after_epoch": self.epoch, **elsewhere})
-                write_json(self.folder / "config.json", old)
-            self._publish()
+        if elsewhere := {name: self.config.get(name) for name in sorted(MACHINE) if self.config.get(name) != old.get(name)}:
+            said = ", ".join(f"{name} {value}" for name, value in elsewhere.items())
+            print(f"note: after epoch {self.epoch} the run goes on with {said}, as config.json will say", flush=True)
+            old.setdefault("resumed_elsewhere", []).append({"after_epoch": self.epoch, **elsewhere})
+            write_json(self.folder / "config.json", old)
+        self._publish()  # the run may have been killed between its last checkpoint and the backbone.pt of that
 
     def log(self, epoch, loss, lr, z):
         """Counts a step; every two seconds and at the end of an epoch writes a line to the screen and log.jsonl.
