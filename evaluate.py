@@ -1266,10 +1266,7 @@ def draw_curves(folder):
     """curves.png of a run folder: loss and the two collapse signals over the epochs."""
     import matplotlib.pyplot as plt
 
-    log = folder / "log.jsonl"
-    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    if not lines:
-        return
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     epochs = lines[-1]["epoch"] * np.array([line["step"] for line in lines]) / lines[-1]["step"]
     titles = {"loss": "loss", "embedding_std": "embedding std × √d\n(0: all embeddings equal)",
               "effective_rank": "effective rank\n(1: one direction left)"}
