@@ -202,19 +202,15 @@ def pick_device(name):
     return device
 
 
-def multiplies_in_bf16(device):
-    """Whether a device multiplies faster in bf16 than in float32: GPUs since NVIDIA's Ampere, CPUs with AMX, and those with
-    AVX512-BF16 except Intel's, where a step takes longer in bf16 (results/speed)."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    has = torch.cpu.get_capabilities()
-    fast_cpu = has.get("amx_bf16") or has.get("avx512_bf16") and "Intel" not in has.get("cpu_name", "")
-    return device.type == "cpu" and bool(fast_cpu)
-
-
 def usual_precision(device):
-    """"bfloat16" or "float32", in which networks compute on a device unless --precision says otherwise."""
-    return "bfloat16" if multiplies_in_bf16(device) else "float32"
+    """"bfloat16" or "float32", in which networks compute on a device unless --precision says otherwise: bf16 where it is faster,
+    on GPUs since NVIDIA's Ampere, CPUs with AMX, and those with AVX512-BF16 except Intel's (results/speed)."""
+    if device.type == "cuda":
+        faster = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        has = torch.cpu.get_capabilities()
+        faster = device.type == "cpu" and (has.get("amx_bf16") or has.get("avx512_bf16") and "Intel" not in has.get("cpu_name", ""))
+    return "bfloat16" if faster else "float32"
 
 
 def autocast(device, precision=None):

@@ -210,7 +210,7 @@ def bench_step(methods, device, seconds, batch_size, options):
 
 def bench_methods(methods, device, seconds, batch_size, options):
     rows, images, side = {}, photographs(batch_size * steps_timed(device), 32), 8192 if device.startswith("cuda") else 2048
-    kind = torch.bfloat16 if evaluate.multiplies_in_bf16(torch.device(device)) else torch.float32
+    kind = getattr(torch, evaluate.usual_precision(torch.device(device)))
     for method in methods:
         call, a = trainer(method, "resnet18", images, batch_size, device, options=options), torch.randn(side, side, device=device, dtype=kind)
         flops = flops_of(trainer(method, "resnet18", images, batch_size, device))  # of networks that are not compiled, where each is seen

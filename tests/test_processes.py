@@ -46,14 +46,14 @@ def train(method, folder):
         run.step += 1
         losses.append(loss.detach())
 
-    run.log, batches, bf16 = log, pairs.batches, evaluate.multiplies_in_bf16
-    evaluate.multiplies_in_bf16 = lambda device: False  # rounding would hide what is compared
+    run.log, batches, precision = log, pairs.batches, evaluate.usual_precision
+    evaluate.usual_precision = lambda device: "float32"  # rounding would hide what is compared
     pairs.batches = lambda *_: ((x1[share], x2[share]) for x1, x2 in joined)
     source = pairs.Pairs(pairs.ImageSet("", torch.zeros(STEPS * BATCH, 1), torch.zeros(STEPS * BATCH), []), "augmented", 0)
     try:
         module.train(model, optimizer, source, None, None, run, args)
     finally:
-        pairs.batches, evaluate.multiplies_in_bf16 = batches, bf16
+        pairs.batches, evaluate.usual_precision = batches, precision
     losses = torch.stack(losses)
     if world > 1:
         dist.all_reduce(losses)

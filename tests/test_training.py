@@ -165,9 +165,9 @@ def test_networks_compute_in_either_precision_and_losses_in_float32(method, loss
     script, got = importlib.import_module(method), set()
     of = getattr(script, loss)
     monkeypatch.setattr(script, loss, lambda *a: got.update(x.dtype for x in a if isinstance(x, torch.Tensor)) or of(*a))
-    for faster, options, kind in ((True, [], torch.bfloat16), (True, ["--precision", "float32"], torch.float32),
-                                  (False, ["--precision", "bfloat16"], torch.bfloat16)):
-        monkeypatch.setattr(evaluate, "multiplies_in_bf16", lambda device: faster)
+    for usual, options, kind in (("bfloat16", [], torch.bfloat16), ("bfloat16", ["--precision", "float32"], torch.float32),
+                                 ("float32", ["--precision", "bfloat16"], torch.bfloat16)):
+        monkeypatch.setattr(evaluate, "usual_precision", lambda device: usual)
         run = trained(method, monkeypatch, options)
         assert got == {torch.float32} and {dtype for *_, dtype in run.lines} == {kind}
         assert {p.dtype for p in run.model.parameters()} == {torch.float32}
