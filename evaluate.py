@@ -912,8 +912,7 @@ class Run:
         kind = args.pairs if args.pairs in ("augmented", "semantic") else Path(args.pairs).stem
         if args.pairs != kind and args.arm == "augmented":
             kind += "-augmented"
-        if kind != "augmented":  # what the study varies is in the name
-            kind += f"-share{args.semantic_share:g}" * (args.semantic_share < 1) + f"-false{args.false_pairs:g}" * (args.false_pairs > 0)
+        kind += f"-share{args.semantic_share:g}" * (args.semantic_share < 1) + f"-false{args.false_pairs:g}" * (args.false_pairs > 0)
         kind += f"-without-{args.without.replace(',', '-')}" if args.without else ""
         data = Path(args.data).name if args.data else "list"
         self.folder = Path(args.out or f"runs/{method}-{kind}-{data}-seed{args.seed}")
@@ -1294,7 +1293,7 @@ def arm_of(config):
 def control_of(config):
     """The study's controls of a run's semantic pairs, such as ", share 0.5, false 0.2"; "" at their defaults."""
     share, false = config.get("semantic_share", 1), config.get("false_pairs", 0)
-    return "" if arm_of(config) != "semantic" else f", share {share:g}" * (share < 1) + f", false {false:g}" * (false > 0)
+    return f", share {share:g}" * (share < 1) + f", false {false:g}" * (false > 0)
 
 
 def data_of(config):
