@@ -1265,13 +1265,12 @@ def draw_curves(folder):
     epochs = lines[-1]["epoch"] * np.array([line["step"] for line in lines]) / lines[-1]["step"]
     titles = {"loss": "loss", "embedding_std": "embedding std × √d\n(0: all embeddings equal)",
               "effective_rank": "effective rank\n(1: one direction left)"}
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2))
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
     for axis, (name, title) in zip(axes, titles.items()):
         axis.plot(epochs, [line[name] for line in lines], marker="." if len(lines) < 10 else None)
         axis.set_title(title, fontsize=10), axis.set_xlabel("epoch"), axis.grid(alpha=0.3)
         if name != "loss":
             axis.set_ylim(0, 1.05 * max(line[name] for line in lines))
-    figure.tight_layout()
     figure.savefig(folder / "curves.png", dpi=110)
     plt.close(figure)
 
@@ -1461,10 +1460,10 @@ def write_comparison(rows, folder):
     return "\n".join(lines)
 
 
-def legend_below(figure, axes, **options):
+def legend_below(figure):
     """One legend of all axes, each name once, at the figure's lower edge."""
-    handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles), frameon=False, **options)
+    handles = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
 
 
 @pairs.picture()
@@ -1487,7 +1486,8 @@ def draw_comparison(rows, path, panels=6):
     inches = max(0.9, 0.07 * max(len(line) for row in rows for line in name(row).splitlines()))  # that a name takes
     columns = math.ceil(len(shown) / math.ceil(len(shown) / 3))
     width = max(3.8 if columns > 1 else 5, inches * max(map(len, shown.values())))
-    figure, axes = plt.subplots(math.ceil(len(shown) / columns), columns, figsize=(width * columns, 3.2 * math.ceil(len(shown) / columns)), squeeze=False, sharey=True)
+    figure, axes = plt.subplots(math.ceil(len(shown) / columns), columns, figsize=(width * columns, 3.2 * math.ceil(len(shown) / columns)), squeeze=False, sharey=True,
+                                layout="constrained")
     for axis, (title, here) in zip(axes.flat, shown.items()):
         for x, row in enumerate(here):
             for arm, offset in (("untrained", -0.25), ("any", 0), ("augmented", 0), ("semantic", 0.25)):
@@ -1502,8 +1502,7 @@ def draw_comparison(rows, path, panels=6):
         axis.set_title(title, fontsize=9), axis.set_ylim(0, 1.02), axis.set_xlim(-0.5, len(here) - 0.5), axis.grid(axis="y", alpha=0.3)
     for axis in axes.flat[len(shown) :]:
         axis.axis("off")
-    figure.tight_layout(rect=(0, 0.25 / figure.get_figheight(), 1, 1))
-    legend_below(figure, axes, fontsize=8)
+    legend_below(figure)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -1519,7 +1518,8 @@ def draw_invariance(results, path):
         config = read_config(run)
         by_method.setdefault(config["method"] or config["backbone"], []).append((arm_of(config), shares))
     kinds = list(dict.fromkeys(kind.split(" of ")[0] for members in by_method.values() for _, shares in members for kind in shares))
-    figure, axes = plt.subplots(len(kinds), len(by_method), figsize=(2 + 2.7 * len(by_method), 3.2 * len(kinds)), squeeze=False, sharex=True, sharey="row")
+    figure, axes = plt.subplots(len(kinds), len(by_method), figsize=(2 + 2.7 * len(by_method), 3.2 * len(kinds)), squeeze=False, sharex=True, sharey="row",
+                                layout="constrained")
     for column, (method, members) in enumerate(by_method.items()):
         for axis, kind in zip(axes[:, column], kinds):
             tables = [(arm, r["factors"]) for arm, shares in members for name, r in shares.items() if name.startswith(kind)]
@@ -1539,8 +1539,7 @@ def draw_invariance(results, path):
             axis.set_title(f"{method}: {next(n for _, s in members for n in s if n.startswith(kind))}", fontsize=8)
     for axis in axes[-1]:
         axis.set_xlabel("share (0: ignored, 0.5: as the category)", fontsize=8)
-    figure.tight_layout(rect=(0, 0.3 / figure.get_figheight(), 1, 1))
-    legend_below(figure, axes)
+    legend_below(figure)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
