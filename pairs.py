@@ -1121,7 +1121,7 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
             raise UserError(f"--cache {cache}: {len(missing):,} images of {image_size} px need {need / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free; name another folder")
         if need:
             print(f"{what}: {len(missing):,} images into {folder}, {need / 1e9:.2f} GB", flush=True)
-        reasons = fill(folder, names, missing, image_size, what)
+        reasons = list(in_parts(functools.partial(fill_part, folder, image_size), [(row, names[row]) for row in missing.tolist()], what))
     if reasons and (not skip_bad or len(reasons) == first):
         raise UserError(f"{list_bad(reasons, first)}; {REPAIR}")
     try:
@@ -1152,15 +1152,13 @@ def mapped(file, shape, must_write=False):
         return torch.from_numpy(array)
 
 
-def fill(folder, names, rows, image_size, what, chunk=64):
-    """Decodes the files of the rows into the arrays of `cached`, by several processes; the reasons why some cannot be."""
-    jobs = [(folder, [names[r] for r in rows[i : i + chunk]], rows[i : i + chunk], image_size)
-            for i in range(0, len(rows), chunk)]
-    progress, reasons, done = Progress(what, len(rows)), [], 0
-    for job, bad in zip(jobs, map_by_processes(fill_chunk, jobs)):
-        reasons, done = reasons + bad, done + len(job[2])
+def in_parts(function, items, what, size=64):
+    """Yields all that function(part) finds, for parts of the items, which are images to read; by several processes."""
+    parts, progress, done = [items[i : i + size] for i in range(0, len(items), size)], Progress(what, len(items)), 0
+    for found, part in zip(map_by_processes(function, parts), parts):
+        yield from found
+        done += len(part)
         progress(done)
-    return reasons
 
 
 def map_by_processes(function, jobs):
@@ -1199,19 +1197,19 @@ def end_with_parent():
     threading.Thread(target=watch, daemon=True).start()
 
 
-def fill_chunk(job):
-    """Decodes one chunk: the row first, then its mark, so that a mark is never ahead of its image."""
-    folder, names, rows, image_size = job
+def fill_part(folder, image_size, part):
+    """Decodes some files, (row, name), into the arrays of `cached`: the row first, then its mark, so that a mark is never ahead of
+    its image. Returns the reasons why some cannot be."""
     done, reasons = np.memmap(folder / "done.bin", np.uint8, "r+"), []
     with open(folder / "images.bin", "r+b", buffering=0) as images:
-        for row, name in zip(rows, names):
+        for row, name in part:
             try:
                 image = fit(open_image(Path(name)), image_size)
             except BadImage as error:
                 done[row] = 2
                 reasons.append(error.reason)
                 continue
-            images.seek(int(row) * image.nbytes)
+            images.seek(row * image.nbytes)
             if images.write(image) < image.nbytes:  # a memory map would cost a page fault for every page
                 raise UserError(f"{folder}: the disk is full; make room and start again, decoding continues from here")
             done[row] = 1
@@ -1297,7 +1295,7 @@ def load_boxes(data, seed=0, image_size=128):
         missing = [str(path) for path in images if not path.is_file()]
         if missing:
             raise UserError(f"{len(missing)} image(s) of the annotations are missing: {', '.join(missing[:3])}")
-        if bad := [reason for reason in thumbnails_of(images, "checking images") if isinstance(reason, str)]:  # report before the training
+        if bad := [reason for reason in in_parts(read_thumbnails, images, "checking images") if isinstance(reason, str)]:  # report before the training
             raise UserError(f"{list_bad(bad, len(images))}; repair or remove them")
         sets.append(BoxSet(
             "+".join(Path(d).resolve().name for d in data), images,
@@ -1536,15 +1534,6 @@ def read_thumbnails(paths):
     return found
 
 
-def thumbnails_of(paths, what):
-    """Yields for each image file what read_thumbnails finds, read by several processes."""
-    chunks, progress, done = [paths[i : i + 64] for i in range(0, len(paths), 64)], Progress(what, len(paths)), 0
-    for found in map_by_processes(read_thumbnails, chunks):
-        yield from found
-        done += len(found)
-        progress(done)
-
-
 def near_identical(a, b, tolerance=4.0):
     """Whether thumbnails (..., 64) differ nowhere by more than `tolerance` of 255: bool (...)."""
     return (a - b).abs().amax(-1) <= tolerance
@@ -1659,7 +1648,7 @@ def check(file, folder=None):
     if rows and not any(path.is_file() for path in seen):
         return report, [f"{file}: none of its images is in {folder}: is --data the folder that its paths are relative to?"]
     small = {}
-    for path, thumbnail in zip(seen, thumbnails_of(list(seen), "reading images")):
+    for path, thumbnail in zip(seen, in_parts(read_thumbnails, list(seen), "reading images")):
         if isinstance(thumbnail, str):
             mistakes.append(f"line {seen[path][0]}: " + (f"{thumbnail}: cannot be read" if path.is_file() else f"{path} is missing"))
         else:

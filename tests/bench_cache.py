@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +47,9 @@ def write_jpegs(folder, n, size):
     return sorted(folder.iterdir())
 
 
-def decode_chunk(job):
-    """pairs.fill_chunk without the writing; a function of this file, so that other processes find it."""
-    _, names, _, image_size = job
-    for name in names:
+def decode_part(folder, image_size, part):
+    """pairs.fill_part without the writing; a function of this file, so that other processes find it."""
+    for _, name in part:
         pairs.fit(pairs.open_image(Path(name)), image_size)
     return []
 
@@ -67,22 +67,20 @@ def bench_build(data, scratch):
     if data:
         sets[f"{Path(data).name}, 32 px"] = (pairs.list_folder(Path(data), "train")[0], 32)
     for name, (files, size) in sets.items():
-        names, places, folders = list(map(str, files)), np.arange(len(files)), iter(range(100))
+        named, folders = list(enumerate(map(str, files))), iter(range(100))
 
         def decoding():
-            keep, pairs.fill_chunk = pairs.fill_chunk, decode_chunk
-            pairs.fill(scratch, names, places, size, "decoding alone")
-            pairs.fill_chunk = keep
+            list(pairs.in_parts(partial(decode_part, scratch, size), named, "decoding alone"))
 
         def building():
             pairs.cached(files, len(files), size, "building", cache=scratch / f"built{next(folders)}")
 
         whole = take_turns({"decode": decoding, "build": building}, 0, take_memory)
         built = next((scratch / "built0").iterdir())
-        jobs = [(built, names[i : i + 64], places[i : i + 64], size) for i in range(0, len(files), 64)]
+        parts = [named[i : i + 64] for i in range(0, len(files), 64)]
         with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-            run = lambda call: list(pool.map(call, jobs))
-            chunks = take_turns({"decode": lambda: run(decode_chunk), "build": lambda: run(pairs.fill_chunk)}, 0, take_memory)
+            run = lambda call: list(pool.map(partial(call, built, size), parts))
+            chunks = take_turns({"decode": lambda: run(decode_part), "build": lambda: run(pairs.fill_part)}, 0, take_memory)
         for which, t in (("whole call", whole), ("chunks", chunks)):
             rows[f"{name}, {which}"] = {"images": len(files), "decode_per_s": len(files) / t["decode"], "build_per_s": len(files) / t["build"], "ratio": t["decode"] / t["build"]}
         for folder in scratch.glob("built*"):

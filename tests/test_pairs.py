@@ -790,7 +790,7 @@ def test_an_image_that_the_disk_had_no_room_for_is_not_marked_as_decoded(tmp_pat
     (tmp_path / "images.bin").symlink_to("/dev/full")
     (tmp_path / "done.bin").write_bytes(b"\0")
     with pytest.raises(OSError):
-        pairs.fill_chunk((tmp_path, [str(file)], np.array([0]), 16))
+        pairs.fill_part(tmp_path, 16, [(0, str(file))])
     assert (tmp_path / "done.bin").read_bytes() == b"\0"
 
 
@@ -813,8 +813,8 @@ def test_a_killed_build_goes_on_and_ends_equal(tmp_path):
     files = noisy(tmp_path / "d", 600, 120)
     code = ("import sys, pathlib, pairs\n"
             "if __name__ == '__main__':\n"
-            "    whole = pairs.fill\n"
-            "    pairs.fill = lambda *a: whole(*a, chunk=4)\n"  # many jobs, so that processes start, also where there is one core
+            "    whole = pairs.in_parts\n"
+            "    pairs.in_parts = lambda *a: whole(*a, size=4)\n"  # many jobs, so that processes start, also where there is one core
             "    pairs.os.sched_getaffinity = lambda _: {0, 1}\n"
             "    print('start', flush=True)\n"
             "    pairs.cached(sorted(pathlib.Path(sys.argv[1]).iterdir()), 600, 64, '', cache=sys.argv[2])\n")
