@@ -1164,21 +1164,18 @@ def in_parts(function, items, what, size=64):
 def map_by_processes(function, jobs):
     """As map(function, jobs), by several processes if there are so many jobs, each of some images to decode, that it pays."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # those that this process may use
-    # starting a process takes as long as decoding a thousand small images; Windows takes 61 at most
-    workers, done = min(cpus, 61, len(jobs) // 16), 0
+    workers = min(cpus, 61, len(jobs) // 16)  # starting one takes as long as decoding a thousand small images; Windows takes 61 at most
     if workers < 2:
         yield from map(function, jobs)
         return
     tell_unguarded_script()
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent)
     try:
-        for result in pool.map(function, jobs):
-            done += 1
-            yield result
+        yield from pool.map(function, jobs)
     except BrokenProcessPool:
         raise UserError("a process that reads images was killed, perhaps for want of memory; start again: what is in the cache is kept") from None
     finally:
-        pool.shutdown(wait=done < len(jobs), cancel_futures=True)  # on success there is no need to wait for idle processes to end
+        pool.shutdown(wait=False, cancel_futures=True)  # there is no need to wait for idle processes to end
 
 
 def tell_unguarded_script():
