@@ -992,11 +992,7 @@ def list_folder(folder, split):
 
 
 class BadImage(UserError):
-    """An image that cannot be read; `reason` says which and why."""
-
-    def __init__(self, item, why):
-        self.reason = f"{item}: {why}"
-        super().__init__(f"cannot read the image {self.reason}; repair or remove it")
+    """An image that cannot be read: which and why."""
 
 
 def open_image(item):
@@ -1017,9 +1013,9 @@ def open_image(item):
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         return image if image.mode == "RGB" else image.convert("RGB")
     except UnidentifiedImageError:
-        raise BadImage(name, "not an image, or of a kind that Pillow cannot read") from None
+        raise BadImage(f"{name}: not an image, or of a kind that Pillow cannot read") from None
     except Exception as error:  # broken files raise whatever their bytes lead the decoder to
-        raise BadImage(name, error) from None
+        raise BadImage(f"{name}: {error}") from None
 
 
 def natural_size(paths):
@@ -1037,12 +1033,13 @@ def large_enough(image_size):
     return image_size
 
 
-REPAIR = "repair or remove them, or, unless all are bad, leave them out with --skip-bad"
-
-
-def list_bad(reasons, n):
-    """One line that names all images that cannot be read."""
-    return f"{len(reasons)} of {n} images cannot be read: {' | '.join(reasons)}"
+def tell_bad(reasons, n, skip_bad):
+    """Names all images, of n, that cannot be read: prints them with `skip_bad`; raises UserError without it or if all are bad."""
+    told = f"{len(reasons)} of {n} images cannot be read: {' | '.join(reasons)}"
+    if reasons and (not skip_bad or len(reasons) == n):
+        raise UserError(f"{told}; repair or remove them, or, unless all are bad, leave them out with --skip-bad")
+    if reasons:
+        print(f"left out: {told}", flush=True)
 
 
 def decode(items, n, image_size, what, skip_bad=False):
@@ -1056,17 +1053,14 @@ def decode(items, n, image_size, what, skip_bad=False):
         try:
             image = open_image(item)
         except BadImage as error:
-            bad.append(error.reason)
+            bad.append(str(error))
             continue
         if out is None:
             image_size = large_enough(image_size or min(224, *image.size))
             out = torch.empty(n, 3, image_size, image_size, dtype=torch.uint8)
         out[len(kept)] = torch.from_numpy(fit(image, image_size))
         kept.append(i)
-    if bad and (out is None or not skip_bad):
-        raise UserError(f"{list_bad(bad, n)}; {REPAIR}")
-    if bad:
-        print(f"left out: {list_bad(bad, n)}", flush=True)
+    tell_bad(bad, n, skip_bad)
     return out[: len(kept)], torch.tensor(kept)
 
 
@@ -1122,8 +1116,7 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
         if need:
             print(f"{what}: {len(missing):,} images into {folder}, {need / 1e9:.2f} GB", flush=True)
         reasons = list(in_parts(functools.partial(fill_part, folder, image_size), [(row, names[row]) for row in missing.tolist()], what))
-    if reasons and (not skip_bad or len(reasons) == first):
-        raise UserError(f"{list_bad(reasons, first)}; {REPAIR}")
+    tell_bad(reasons, first, skip_bad)
     try:
         images = mapped(folder / "images.bin", (first, 3, image_size, image_size), must_write=bool(reasons))
     except OSError as error:
@@ -1131,7 +1124,6 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
     good = torch.from_numpy(done[:first] == 1)
     kept = torch.arange(int(good.sum()))
     if reasons:  # the last good images fill the gaps, in memory of this process: the others need not be copied
-        print(f"left out: {list_bad(reasons, first)}", flush=True)
         gaps = kept[~good[: len(kept)]]
         kept[gaps] = len(kept) + good[len(kept) :].nonzero()[:, 0]
         images[gaps] = images[kept[gaps]]
@@ -1204,7 +1196,7 @@ def fill_part(folder, image_size, part):
                 image = fit(open_image(Path(name)), image_size)
             except BadImage as error:
                 done[row] = 2
-                reasons.append(error.reason)
+                reasons.append(str(error))
                 continue
             images.seek(row * image.nbytes)
             if images.write(image) < image.nbytes:  # a memory map would cost a page fault for every page
@@ -1293,7 +1285,7 @@ def load_boxes(data, seed=0, image_size=128):
         if missing:
             raise UserError(f"{len(missing)} image(s) of the annotations are missing: {', '.join(missing[:3])}")
         if bad := [reason for reason in in_parts(read_thumbnails, images, "checking images") if isinstance(reason, str)]:  # report before the training
-            raise UserError(f"{list_bad(bad, len(images))}; repair or remove them")
+            raise UserError(f"{len(bad)} of {len(images)} images cannot be read: {' | '.join(bad)}; repair or remove them")
         sets.append(BoxSet(
             "+".join(Path(d).resolve().name for d in data), images,
             [torch.tensor(t["boxes"]).reshape(-1, 4) for t in found],
@@ -1527,7 +1519,7 @@ def read_thumbnails(paths):
         try:
             found.append(thumbnails(torch.from_numpy(fit(open_image(path), 64))[None])[0].numpy())
         except BadImage as error:
-            found.append(error.reason)
+            found.append(str(error))
     return found
 
 
