@@ -873,8 +873,8 @@ def load_images(data, split="train", image_size=None, limit=None, seed=0, root="
     n, what = len(order[:limit]), f"reading {Path(data).name} {split}"
     if data in TORCHVISION_SETS:
         metric, files = TORCHVISION_SETS[data][-1], None
-        lazily = ((f"{data} {split}, image {i}", lambda i=i: items[i][0]) for i in order[:n].tolist())
-        images, kept = decode(lazily, n, image_size, what, skip_bad)
+        lazily = [(f"{data} {split}, image {i}", lambda i=i: items[i][0]) for i in order[:n].tolist()]
+        images, kept = decode(lazily, image_size, what, skip_bad)
     else:
         paths = [items[i] for i in order.tolist()]
         metric, files = "top-1", crc32_of(data, paths[:n])
@@ -1018,11 +1018,11 @@ def open_image(item):
         raise BadImage(f"{name}: {error}") from None
 
 
-def natural_size(paths):
+def natural_size(items):
     """The side of the images unless it is given: the short side of the first one that can be read, at most 224 pixels."""
-    for path in paths:
+    for item in items:
         with suppress(BadImage):
-            return min(224, *open_image(path).size)
+            return min(224, *open_image(item).size)
     return 8  # there is none, which decoding will report
 
 
@@ -1042,25 +1042,22 @@ def tell_bad(reasons, n, skip_bad):
         print(f"left out: {told}", flush=True)
 
 
-def decode(items, n, image_size, what, skip_bad=False):
-    """Reads n images (see open_image): (uint8 tensor (m, 3, image_size, image_size), their places (m,) among the n).
+def decode(items, image_size, what, skip_bad=False):
+    """Reads images (see open_image): (uint8 tensor (m, 3, image_size, image_size), their places (m,) among the items).
 
-    m < n only with `skip_bad`; otherwise raises UserError that lists every image that cannot be read.
+    m is smaller than their number only with `skip_bad`; otherwise raises UserError that lists every image that cannot be read.
     """
-    out, kept, bad, progress = None, [], [], Progress(what, n)
+    image_size = large_enough(image_size or natural_size(items))
+    out = torch.empty(len(items), 3, image_size, image_size, dtype=torch.uint8)
+    kept, bad, progress = [], [], Progress(what, len(items))
     for i, item in enumerate(items):
         progress(i + 1)
         try:
-            image = open_image(item)
+            out[len(kept)] = torch.from_numpy(fit(open_image(item), image_size))
+            kept.append(i)
         except BadImage as error:
             bad.append(str(error))
-            continue
-        if out is None:
-            image_size = large_enough(image_size or min(224, *image.size))
-            out = torch.empty(n, 3, image_size, image_size, dtype=torch.uint8)
-        out[len(kept)] = torch.from_numpy(fit(image, image_size))
-        kept.append(i)
-    tell_bad(bad, n, skip_bad)
+    tell_bad(bad, len(items), skip_bad)
     return out[: len(kept)], torch.tensor(kept)
 
 
@@ -1084,7 +1081,7 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
     multiprocessing.
     """
     if cache is None:
-        return decode(paths[:first], first, image_size, what, skip_bad)
+        return decode(paths[:first], image_size, what, skip_bad)
     tell_unguarded_script()  # here, as it would wait for the lock that its parent holds
     image_size = large_enough(image_size or natural_size(paths))
     absolute = functools.cache(os.path.abspath)  # of each folder once: there may be a million files

@@ -597,7 +597,7 @@ def test_what_is_transparent_is_white_and_floating_point_images_are_refused(tmp_
 def test_awkward_images_are_read_as_they_look(tmp_path):
     names = awkward(tmp_path / "c")
     assert [p.relative_to(tmp_path / "c").as_posix() for p in pairs.find_images(tmp_path / "c")] == names
-    images, kept = pairs.decode(pairs.find_images(tmp_path / "c"), 9, 20, "")
+    images, kept = pairs.decode(pairs.find_images(tmp_path / "c"), 20, "")
     middle = dict(zip(names, images[:, :, 10, 10].tolist()))
     assert kept.tolist() == list(range(9))
     assert middle.pop("sixteen bits.png") == middle.pop("wide.tif") == [128] * 3
@@ -690,12 +690,12 @@ def test_copies_are_those_within_four_levels_and_large_images_are_scaled_to_224(
         other[7] = value
         assert pairs.near_identical(thumbnail, other) == alike
     Image.new("RGB", (300, 260)).save(tmp_path / "a.png")
-    assert pairs.natural_size([tmp_path / "a.png"]) == 224 and pairs.decode([tmp_path / "a.png"], 1, None, "")[0].shape[2:] == (224, 224)
+    assert pairs.natural_size([tmp_path / "a.png"]) == 224 and pairs.decode([tmp_path / "a.png"], None, "")[0].shape[2:] == (224, 224)
 
 
 def test_the_cache_holds_what_decoding_gives_and_decodes_once(tmp_path, monkeypatch):
     files = noisy(tmp_path / "d")
-    expected, _ = pairs.decode(files, 40, 16, "")
+    expected, _ = pairs.decode(files, 16, "")
     for first in (10, 40):  # a limited run decodes what it needs, the next one goes on from there
         images, kept = pairs.cached(files, first, 16, "", cache=tmp_path / "cache")
         assert torch.equal(images, expected[:first]) and kept.tolist() == list(range(first))
@@ -731,7 +731,7 @@ def test_lists_of_files_do_not_share_a_cache(tmp_path):
         files = sorted((tmp_path / folder / "d").iterdir())
         for paths in (files, files[::-1]):
             images, _ = pairs.cached(paths, 3, 8, "", cache=tmp_path / "c")
-            assert torch.equal(images, pairs.decode(paths, 3, 8, "")[0])
+            assert torch.equal(images, pairs.decode(paths, 8, "")[0])
 
 
 def test_a_changed_source_is_decoded_anew(tmp_path, capsys):
@@ -742,7 +742,7 @@ def test_a_changed_source_is_decoded_anew(tmp_path, capsys):
         os.utime(files[3], (colour[0], colour[0]))
         images, _ = pairs.cached(files, 5, 16, "", cache=tmp_path / "cache")
         assert images[3, :, 0, 0].tolist() == list(colour) and "has changed" in capsys.readouterr().out
-        assert torch.equal(images, pairs.decode(files, 5, 16, "")[0])
+        assert torch.equal(images, pairs.decode(files, 16, "")[0])
 
 
 @pytest.mark.parametrize("damage", [lambda f: (f / "images.bin").unlink(), lambda f: (f / "done.bin").unlink(), lambda f: (f / "index.json").unlink(),
@@ -770,7 +770,7 @@ def test_a_whole_cache_may_be_one_that_can_only_be_read(tmp_path):
 
 def test_bad_images_and_full_disks_with_a_cache(tmp_path, monkeypatch):
     files = noisy(tmp_path / "d", 6)
-    right = pairs.decode(files, 6, 16, "")[0]
+    right = pairs.decode(files, 16, "")[0]
     files[2].write_bytes(b"")
     for _ in range(2):  # named each time, not only when first met
         with pytest.raises(UserError, match="1 of 6 images cannot be read: .*002.png"):
@@ -830,7 +830,7 @@ def test_a_killed_build_goes_on_and_ends_equal(tmp_path):
         child.wait()
     assert decoded() >= 350
     images, _ = pairs.cached(files, 600, 64, "", cache=tmp_path / "cache")
-    assert torch.equal(images, pairs.decode(files, 600, 64, "")[0])
+    assert torch.equal(images, pairs.decode(files, 64, "")[0])
 
 
 def test_a_killed_build_of_small_images_loses_none(tmp_path):
@@ -840,7 +840,7 @@ def test_a_killed_build_of_small_images_loses_none(tmp_path):
             "pairs.cached(sorted(pathlib.Path(sys.argv[1]).iterdir()), 40, 16, '', cache=sys.argv[2])\n")
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "d", tmp_path / "c"], cwd=Path(pairs.__file__).parent)
     assert done.returncode == 9
-    assert torch.equal(pairs.cached(files, 40, 16, "", cache=tmp_path / "c")[0], pairs.decode(files, 40, 16, "")[0])
+    assert torch.equal(pairs.cached(files, 40, 16, "", cache=tmp_path / "c")[0], pairs.decode(files, 16, "")[0])
 
 
 def test_streamed_batches_are_those_of_images_in_memory():
