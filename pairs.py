@@ -1074,7 +1074,7 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
     the places of the images kept need not be in order.
 
     Below `cache` lies a folder for this list of files and this size: images.bin, uint8 (N, 3, S, S), mapped into memory
-    and not read into it; done.bin, a byte for each image (0 not yet, 1 decoded, 2 cannot be read); index.json, the
+    and not read into it; done.bin, a byte for each image (1: decoded); index.json, the
     paths and a fingerprint of the files' sizes and times. Several processes decode. What is there already is used; a
     killed build goes on where it stopped; a changed source is decoded anew; a finished cache without bad images may be read-only.
     Raises UserError when the disk is too full. A script that loads many images needs if __name__ == "__main__", as always with
@@ -1187,18 +1187,16 @@ def fill_part(folder, image_size, part):
     """Decodes some files, (row, name), into the arrays of `cached`: the row first, then its mark, so that a mark is never ahead of
     its image. Returns the reasons why some cannot be."""
     done, reasons = np.memmap(folder / "done.bin", np.uint8, "r+"), []
-    with open(folder / "images.bin", "r+b", buffering=0) as images:
+    with open(folder / "images.bin", "r+b") as images:  # a memory map would cost a page fault for every page
         for row, name in part:
             try:
                 image = fit(open_image(Path(name)), image_size)
+                images.seek(row * image.nbytes)
+                images.write(image)
+                images.flush()
+                done[row] = 1
             except BadImage as error:
-                done[row] = 2
                 reasons.append(str(error))
-                continue
-            images.seek(row * image.nbytes)
-            if images.write(image) < image.nbytes:  # a memory map would cost a page fault for every page
-                raise UserError(f"{folder}: the disk is full; make room and start again, decoding continues from here")
-            done[row] = 1
     return reasons
 
 
