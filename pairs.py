@@ -1114,10 +1114,7 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
             print(f"{what}: {len(missing):,} images into {folder}, {need / 1e9:.2f} GB", flush=True)
         reasons = list(in_parts(functools.partial(fill_part, folder, image_size), [(row, names[row]) for row in missing.tolist()], what))
     tell_bad(reasons, first, skip_bad)
-    try:
-        images = mapped(folder / "images.bin", (first, 3, image_size, image_size), must_write=bool(reasons))
-    except OSError as error:
-        raise UserError(f"--skip-bad: {first:,} images of {image_size} px do not fit in memory ({error}), so repair or remove {' | '.join(reasons)}") from None
+    images = mapped(folder / "images.bin", (first, 3, image_size, image_size), must_write=bool(reasons))
     good = torch.from_numpy(done[:first] == 1)
     kept = torch.arange(int(good.sum()))
     if reasons:  # the last good images fill the gaps, in memory of this process: the others need not be copied
@@ -1129,14 +1126,14 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
 
 def mapped(file, shape, must_write=False):
     """A file of uint8 numbers as a tensor of that shape, read from the disk where it is used. What is written to it stays in
-    memory. Linux refuses that for a file larger than its memory: the tensor is then read-only (must_write: OSError)."""
+    memory. Linux refuses that for a file larger than its memory: the tensor is then read-only (must_write: UserError)."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         try:
             array = np.memmap(file, np.uint8, "c", shape=shape)
-        except OSError:
+        except OSError as error:
             if must_write:
-                raise
+                raise UserError(f"--skip-bad: {file} does not fit in memory ({error}); repair or remove the images that cannot be read") from None
             array = np.memmap(file, np.uint8, "r", shape=shape)
         return torch.from_numpy(array)
 
