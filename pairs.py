@@ -27,6 +27,7 @@ import errno
 import functools
 import glob
 import hashlib
+import io
 import json
 import math
 import multiprocessing
@@ -998,13 +999,13 @@ class BadImage(UserError):
 def open_image(item):
     """A file, or (a name, a function that opens the image), as an upright RGB image: 16 bits become 8, transparent areas white.
     Raises BadImage."""
-    name, opened = item if isinstance(item, tuple) else (item, None)
+    # not by its name: Pillow maps some files into memory, and turns those wrongly
+    name, opened = item if isinstance(item, tuple) else (item, lambda: Image.open(io.BytesIO(item.read_bytes())))
     try:
-        with ExitStack() as stack:  # by its name Pillow maps some files into memory, and turns those wrongly
-            image = opened() if opened else Image.open(stack.enter_context(open(item, "rb")))
-            if image.mode == "F":
-                raise ValueError("its pixels are floating-point numbers, whose range is not known")
-            image.load()
+        image = opened()
+        if image.mode == "F":
+            raise ValueError("its pixels are floating-point numbers, whose range is not known")
+        image.load()
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I"):  # 16 bits: PIL would cut them off at 255
             pixels = np.asarray(image).clip(0, 65535)
