@@ -1618,16 +1618,15 @@ def check(file, folder=None):
     that checks a long list needs if __name__ == "__main__", as several processes read the images."""
     table, folder = read_rows(file, folder)
     rows = [row for row in table if row["keep"]]
-    report, mistakes = [f"{file}: {len(table)} rows, {len(rows)} kept"], []
+    report, mistakes, seen, named = [f"{file}: {len(table)} rows, {len(rows)} kept"], [], {}, {}
     if not rows:
-        mistakes.append(f"{file}: no pairs in it")
-    seen, named = {}, {}
+        return report, [f"{file}: no pairs in it"]
     for row in rows:
         for column in ("image_a", "image_b"):
             seen.setdefault(row[column], []).append(row["line"])
         if row["category"] and named.setdefault(row["image_a"], row["category"]) != row["category"]:
             mistakes.append(f"line {row['line']}: {row['image_a']} is of {row['category']}, and of {named[row['image_a']]} in another row")
-    if rows and not any(path.is_file() for path in seen):
+    if not any(path.is_file() for path in seen):
         return report, [f"{file}: none of its images is in {folder}: is --data the folder that its paths are relative to?"]
     small = {}
     for path, thumbnail in zip(seen, in_parts(read_thumbnails, list(seen), "reading images")):
@@ -1637,24 +1636,24 @@ def check(file, folder=None):
             small[path] = torch.from_numpy(thumbnail)
     false, known, category = [], 0, categories_of(rows, folder)
     for row in rows:
-        a, b = small.get(row["image_a"]), small.get(row["image_b"])
-        if row["image_a"] == row["image_b"]:
-            mistakes.append(f"line {row['line']}: {row['image_a']} is paired with itself")
-        elif a is not None and b is not None and near_identical(a, b):
-            mistakes.append(f"line {row['line']}: {row['image_a']} and {row['image_b']} are identical, or nearly")
-        categories = [category[row[column]] for column in ("image_a", "image_b")]
-        if all(categories) and a is not None and b is not None:
+        a, b = row["image_a"], row["image_b"]
+        both = a in small and b in small
+        if a == b:
+            mistakes.append(f"line {row['line']}: {a} is paired with itself")
+        elif both and near_identical(small[a], small[b]):
+            mistakes.append(f"line {row['line']}: {a} and {b} are identical, or nearly")
+        if both and category[a] and category[b]:
             known += 1
-            if categories[0] != categories[1]:
-                false.append(f"line {row['line']}: {row['image_a']} and {row['image_b']} are of two categories")
-    count = Counter(row["category"] or category_of(row["image_a"], folder) for row in rows)
+            if category[a] != category[b]:
+                false.append(f"line {row['line']}: {a} and {b} are of two categories")
+    count = Counter(category[row["image_a"]] for row in rows)
     without = count.pop("", 0)
     if count:
         low, high = min(count, key=count.get), max(count, key=count.get)
         spread = f"{count[low]} in each" if count[low] == count[high] else f"{count[low]} ({low}) to {count[high]} ({high})"
         report.append(f"classes: {len(count)}; pairs in a class: {spread}" + (f"; {without} without a category" if without else ""))
     uses = [len(set(lines)) for lines in seen.values()]
-    report.append(f"images: {len(seen)}; {sum(n > 1 for n in uses)} in more than one row, at most {max(uses, default=0)} rows")
+    report.append(f"images: {len(seen)}; {sum(n > 1 for n in uses)} in more than one row, at most {max(uses)} rows")
     report.append(f"false pairs: {len(false)} of {known} ({len(false) / known:.1%})" if known else "false pairs: not known, as neither the list nor class folders tell categories")
     return report, mistakes + false
 
