@@ -623,14 +623,12 @@ def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=Non
 def categories_of(table, folder):
     """{path: category} of the images of a list's rows, "" where neither the list nor a class folder tells."""
     own, category = functools.cache(lambda path: category_of(path, folder)), {}
-    # whether the list's categories are its class folders; rows without a file do not count
-    folders_tell = all(row["category"] in ("", own(row["image_a"])) or not row["image_a"].is_file() for row in table)
     for row in table:  # a row's category is its anchor's
         category.setdefault(row["image_a"], row["category"] or own(row["image_a"]))
     names = set(category.values()) - {""}
     for row in table:  # a partner that is never an anchor may be of another category, that of its class folder
         a, b = row["image_a"], row["image_b"]
-        tells = own(b) not in ("", own(a)) and (own(b) in names or folders_tell or not row["category"])
+        tells = own(b) not in ("", own(a)) and (own(b) in names or row["category"] in ("", own(a)))
         category.setdefault(b, own(b) if tells else category[a])
     return category
 
