@@ -1580,25 +1580,22 @@ def write_sheets(stem, rows, folder, per_sheet=50, columns=5):
 
     files, progress = [], Progress("contact sheets, pairs", len(rows))
     for first in range(0, len(rows), per_sheet):
-        part = range(first, min(first + per_sheet, len(rows)))
+        part = rows[first : first + per_sheet]
         lines = math.ceil(len(part) / columns)
-        figure, axes = plt.subplots(lines, columns, figsize=(2.4 * columns, 1.4 * lines), squeeze=False)
-        for axis in axes.flat:
-            axis.axis("off")
-        for i, axis in zip(part, axes.flat):
-            images = [open_image(Path(folder, rows[i][column])) for column in ("image_a", "image_b")]
-            side = min(112, *(side for image in images for side in image.size))  # sharp, whatever size a backbone takes
-            a, b = (fit(image, side) for image in images)
+        figure, axes = plt.subplots(lines, columns, figsize=(2.4 * columns, 1.4 * lines), squeeze=False, subplot_kw={"frameon": False, "xticks": [], "yticks": []})
+        for number, (row, axis) in enumerate(zip(part, axes.flat), start=first + 1):
+            a, b = (open_image(Path(folder, row[column])) for column in ("image_a", "image_b"))
+            side = min(112, *a.size, *b.size)  # sharp, whatever size a backbone takes
             gap = np.full((3, side, max(1, side // 16)), 255, np.uint8)
-            axis.imshow(np.concatenate([a, gap, b], 2).transpose(1, 2, 0), interpolation="nearest")
-            category, other = rows[i]["category"], category_of(Path(folder, rows[i]["image_b"]), folder)
+            axis.imshow(np.concatenate([fit(a, side), gap, fit(b, side)], 2).transpose(1, 2, 0), interpolation="nearest")
+            category, other = row["category"], category_of(Path(folder, row["image_b"]), folder)
             said = f"{category} / {other}" if category and other not in ("", category) else category  # of two: a false pair
-            axis.set_title(f"{i + 1}  {said[:24]}", fontsize=7, pad=2)
+            axis.set_title(f"{number}  {said[:24]}", fontsize=7, pad=2)
         figure.tight_layout(pad=0.4)
         files.append(Path(f"{stem}-{first // per_sheet + 1:03d}.png"))
         figure.savefig(files[-1], dpi=100)
         plt.close(figure)
-        progress(part[-1] + 1)
+        progress(first + len(part))
     return files
 
 
