@@ -509,25 +509,26 @@ def save_picture(path, source, view1, view2, columns=6):
     and under them the two views that the network sees."""
     import matplotlib.pyplot as plt
 
-    semantic = "semantic" if source.rows is None else "list"
-    counts = torch.bincount(source.pool.labels)
-    kinds = ["augmented"] + [semantic] * (semantic == "list" or bool((counts != 1).all()))
+    other, caption = ("semantic", "semantic pairs: two images of one category") if source.rows is None else ("list", "pairs of the curated list")
+    if source.semantic_share < 1:
+        caption += f"\n{source.semantic_share:.0%} of all pairs, the others augmented"
+    if source.false_pairs:
+        caption += f"\n{source.false_pairs:.0%} of them false: of two categories"
+    captions = {"augmented": "augmented pairs: two views of one image" + "\n " * caption.count("\n"), other: caption}  # equally high
+    if other == "semantic" and lonely_classes(source.pool.labels, source.pool.classes):
+        del captions[other]  # there are no such pairs
     columns = min(columns, len(source))
-    captions = {"augmented": "augmented pairs: two views of one image", "semantic": "semantic pairs: two images of one category",
-                "list": "pairs of the curated list"}
-    controls = f"\n{source.semantic_share:.0%} of all pairs, the others augmented" * (source.semantic_share < 1)
-    controls += f"\n{source.false_pairs:.0%} of them false: of two categories" * (source.false_pairs > 0)
-    figure = plt.figure(figsize=(columns * len(kinds), 4.4), layout="constrained")
+    figure = plt.figure(figsize=(columns * len(captions), 4.4), layout="constrained")
     mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    for block, kind in zip(figure.subfigures(1, len(kinds), squeeze=False, wspace=0.03)[0], kinds):
-        block.suptitle(captions[kind] + (controls if kind != "augmented" else "\n " * controls.count("\n")), fontsize=11)
+    for block, kind in zip(figure.subfigures(1, len(captions), squeeze=False, wspace=0.03)[0], captions):
+        block.suptitle(captions[kind], fontsize=11)
         anchor, partner = (index[:columns] for index in replace(source, kind=kind).epoch(0))
         generator = stream("picture", source.seed)
         a, b = source.pool.images[anchor], source.pool.images[partner]
         x1, x2 = (augment(images, view, generator) * std + mean for images, view in ((a, view1), (b, view2)))
         axes = block.subplots(4, columns, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
         for title, images, row in zip(("anchor", "partner", "view 1,\nof the anchor", "view 2,\nof the partner"), (a / 255, b / 255, x1, x2), axes):
-            row[0].set_ylabel(title, fontsize=9, alpha=float(kind == kinds[0]))  # unseen on the right: it keeps the halves alike
+            row[0].set_ylabel(title, fontsize=9, alpha=float(kind == "augmented"))  # unseen on the right: it keeps the halves alike
             for image, axis in zip(images, row):
                 axis.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
     figure.savefig(path, dpi=100)
