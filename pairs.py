@@ -803,11 +803,9 @@ def scenes(split="train", image_size=32, seed=0, held_out=False, details=False, 
     """
     held_out = held_out or shifted
     world = "held-out" if held_out else "seen"
-    n_classes = HELD_OUT_CATEGORIES if held_out else SCENE_CATEGORIES
-    train, test = (HELD_OUT_TRAIN, HELD_OUT_TEST) if held_out else (SCENE_TRAIN, SCENE_TEST)
-    each = train if split == "train" else test
+    n_classes, train, test = (HELD_OUT_CATEGORIES, HELD_OUT_TRAIN, HELD_OUT_TEST) if held_out else (SCENE_CATEGORIES, SCENE_TRAIN, SCENE_TEST)
     shapes = sample_shapes(n_classes, stream("shapes", world, seed))
-    labels = torch.arange(n_classes).repeat(each)  # 0, 1, ..., 0, 1, ...: a prefix is balanced
+    labels = torch.arange(n_classes).repeat(train if split == "train" else test)  # 0, 1, ..., 0, 1, ...: a prefix is balanced
     generator = stream("images", world, split, seed)
     factors = sample_factors(labels, generator, shifted)
     images, masks, boxes = render_scenes(factors, shapes, image_size, generator)
