@@ -543,14 +543,15 @@ def load_pairs(args):
     folders the images that the run will be judged on are read as well. Raises UserError."""
     if args.data in SCENES[1:]:
         raise UserError(f"--data {args.data} is for evaluation, and is evaluated after a run on scenes; pretrain on --data scenes")
-    is_folder = args.data is not None and args.data not in DATA_SETS and Path(args.data).is_dir() and has_class_folders(args.data)
-    if is_folder:
+    in_folder = args.data not in (None, *DATA_SETS) and Path(args.data).is_dir()
+    has_classes = in_folder and folders_in(args.data)
+    if has_classes:
         list_folder(Path(args.data), "test")  # what the run will be judged on: a mistake should show before the images are read
         not_a_class(args.data, {"--cache": args.cache, "--out": args.out or "runs"})
     if args.pairs in ("augmented", "semantic"):
         pool = load_images(args.data, "train", args.image_size, args.limit, args.seed, args.root, args.download, args.skip_bad, args.cache)
         source = make_pairs(args.pairs, pool, args.seed)
-    elif args.data is not None and (not Path(args.data).is_dir() or args.data in DATA_SETS):
+    elif args.data is not None and not in_folder:
         raise UserError(f"--pairs {args.pairs} is a list, whose paths need a folder, not --data {args.data}" + f"; did you mean ./{args.data}?" * Path(args.data).is_dir())
     else:
         source = read_pair_list(args.pairs, args.data, args.arm, args.image_size, args.limit, args.seed, args.skip_bad, args.cache)
@@ -558,7 +559,7 @@ def load_pairs(args):
         raise UserError(f"--false-pairs {args.false_pairs}: {source.pool.name} has no two categories to draw false partners from")
     if len(source) < args.batch_size:
         raise UserError(f"--batch-size {args.batch_size} is more than the {len(source)} pairs of an epoch; make it smaller")
-    if is_folder:  # so that a bad image stops the run now, and not after the training
+    if has_classes:  # so that a bad image stops the run now, and not after the training
         for split in ("test", "val") if source.rows is None else ("test", "val", "train"):
             load_images(args.data, split, source.pool.image_size, skip_bad=args.skip_bad, cache=args.cache)
     return replace(source, false_pairs=args.false_pairs, semantic_share=args.semantic_share)
@@ -931,7 +932,8 @@ def find_images(folder):
 
 
 def folders_in(folder):
-    """The names of the folders in a folder, in order, without hidden ones."""
+    """The names of the folders in a folder, in order, without hidden ones: classes, or train, test, val. A folder that has none
+    holds images without labels."""
     return sorted(d.name for d in Path(folder).iterdir() if d.is_dir() and d.name[0] != ".")
 
 
@@ -940,11 +942,6 @@ def crc32_of(folder, paths):
     above = "" if Path(folder) == Path() else Path(folder).as_posix()
     names = ("/" * (not above) + path.as_posix().removeprefix(above) for path in paths)
     return zlib.crc32("\0".join(names).encode(errors="surrogateescape"))
-
-
-def has_class_folders(folder):
-    """Whether a folder holds folders, which then are classes (or train, test, val) and not images without labels."""
-    return bool(folders_in(folder))
 
 
 def not_a_class(data, folders):
@@ -1530,7 +1527,7 @@ def propose(folder, by="random", count=None, backbone=None, image_size=None, see
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"--data {folder}: no such folder")
-    if has_class_folders(folder):
+    if folders_in(folder):
         paths, labels, classes = list_folder(folder, "train")
     else:
         paths = find_images(folder)
@@ -1696,7 +1693,7 @@ def main():
         if not args.backbone_file:
             raise UserError("--by features needs --backbone-file FILE (and --backbone NAME)")
         folder = Path(args.data)
-        labelled = folder.is_dir() and has_class_folders(folder)
+        labelled = folder.is_dir() and folders_in(folder)
         args.image_size = args.image_size or natural_size(list_folder(folder, "train")[0] if labelled else find_images(folder))
         backbone, _ = evaluate.build_backbone(args.backbone, args.image_size)
         evaluate.load_weights(backbone, args.backbone_file)
