@@ -239,7 +239,7 @@ def features(backbone, images, batch_size=256, what="features"):
     for batch in images.split(batch_size):
         x = pairs.normalize(batch.to(device)).contiguous(memory_format=torch.channels_last)
         out.append(backbone(x).float())
-        progress(sum(map(len, out)))
+        progress(len(batch))
     for module, training in modes.items():
         module.training = training
     h = torch.cat(out)
@@ -357,7 +357,7 @@ def linear_probe(train_x, train_y, test_x, test_y, classes, grid=L2_GRID, split=
     for l2 in grid:
         weights = fitted[l2] = logistic_regression(train_x[kept], train_y[kept], classes, l2, weights)
         curve[l2] = accuracy(weights, train_x[held], train_y[held])
-        progress(len(curve))
+        progress()
     best = max(curve, key=curve.get)  # of equals the first, which is the strongest
     weights = logistic_regression(train_x, train_y, classes, best, fitted[best])
     return {"accuracy": accuracy(weights, test_x, test_y), "metric": metric, "l2": best, "validation": curve}
@@ -425,7 +425,7 @@ def fit_all_layers(backbone, train, rows, lr, steps, batch_size, seed, what):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        progress(step + 1)
+        progress()
     return model
 
 
@@ -521,7 +521,7 @@ def train_detector(model, data, steps, batch_size, lr, seed):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        progress(step + 1)
+        progress()
 
 
 @torch.no_grad()
@@ -532,7 +532,7 @@ def detect(model, data):
     for i in range(len(data)):
         out = {key: value.cpu().numpy() for key, value in model([data.image(i).to(device) / 255])[0].items()}
         found.append(out | {"labels": out["labels"] - 1})  # 0 is background
-        progress(i + 1)
+        progress()
     return found
 
 

@@ -1046,7 +1046,7 @@ def decode(items, image_size, what, skip_bad=False):
     out = torch.empty(len(items), 3, image_size, image_size, dtype=torch.uint8)
     kept, bad, progress = [], [], Progress(what, len(items))
     for i, item in enumerate(items):
-        progress(i + 1)
+        progress()
         try:
             out[len(kept)] = torch.from_numpy(fit(open_image(item), image_size))
             kept.append(i)
@@ -1135,11 +1135,10 @@ def mapped(file, shape, must_write=False):
 
 def in_parts(function, items, what, size=64):
     """Yields all that function(part) finds, for parts of the items, which are images to read; by several processes."""
-    parts, progress, done = [items[i : i + size] for i in range(0, len(items), size)], Progress(what, len(items)), 0
+    parts, progress = [items[i : i + size] for i in range(0, len(items), size)], Progress(what, len(items))
     for found, part in zip(map_by_processes(function, parts), parts):
         yield from found
-        done += len(part)
-        progress(done)
+        progress(len(part))
 
 
 def map_by_processes(function, jobs):
@@ -1446,17 +1445,17 @@ def first_process_first():
 
 
 class Progress:
-    """Prints `what: done/total, time left` at most every two seconds; silent when the work is short."""
+    """Counts what is done, and prints `what: done of total, time left` at most every two seconds; silent when the work is short."""
 
     def __init__(self, what, total):
-        self.what, self.total, self.start = what, total, time.time()
+        self.what, self.total, self.done, self.start = what, total, 0, time.time()
         self.printed = self.start
 
-    def __call__(self, done):
-        now = time.time()
+    def __call__(self, n=1):
+        self.done, now = self.done + n, time.time()
         if now - self.printed > 2:
-            self.printed, left = now, (now - self.start) * (self.total - done) / max(done, 1)
-            print(f"{self.what}: {done:,} of {self.total:,}, {left:.0f} s left", flush=True)
+            self.printed, left = now, (now - self.start) * (self.total - self.done) / self.done
+            print(f"{self.what}: {self.done:,} of {self.total:,}, {left:.0f} s left", flush=True)
 
 
 # ----------------------------------------------------------------------------------------- curation
@@ -1473,7 +1472,7 @@ def nearest_partners(h, labels=None, forbidden=None, tries=5, at_once=2**27):
     by_class, n_c, _ = sorted_by_class(labels)
     if (n_c == 1).any():
         raise ValueError("a class with one image has no partner for it")
-    partner, progress, done = torch.empty_like(labels), Progress("nearest neighbours", len(h)), 0
+    partner, progress = torch.empty_like(labels), Progress("nearest neighbours", len(h))
     for members in by_class.split(labels.unique(return_counts=True)[1].tolist()):  # a class at a time: its square, not that of all
         among, step = F.normalize(h[members], dim=1), max(1, at_once // len(members))
         for start in range(0, len(members), step):
@@ -1485,8 +1484,7 @@ def nearest_partners(h, labels=None, forbidden=None, tries=5, at_once=2**27):
                 bad = torch.stack([forbidden(rows, column) for column in nearest.T], 1)
                 nearest = nearest.gather(1, bad.int().argmin(1, keepdim=True))
             partner[rows] = nearest[:, 0]
-            done += len(rows)
-            progress(done)
+            progress(len(rows))
     return partner
 
 
@@ -1495,7 +1493,7 @@ def thumbnails(images):
     found, progress = [], Progress("thumbnails", len(images))
     for part in images.split(512):
         found.append(F.adaptive_avg_pool2d(luma(part.float()), 8).flatten(1))
-        progress(sum(map(len, found)))
+        progress(len(part))
     return torch.cat(found)
 
 
@@ -1591,7 +1589,7 @@ def write_sheets(stem, rows, folder, per_sheet=50, columns=5):
         files.append(Path(f"{stem}-{first // per_sheet + 1:03d}.png"))
         figure.savefig(files[-1], dpi=100)
         plt.close(figure)
-        progress(first + len(part))
+        progress(len(part))
     return files
 
 
