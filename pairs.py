@@ -1079,8 +1079,7 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
         return decode(paths[:first], image_size, what, skip_bad)
     tell_unguarded_script()  # here, as it would wait for the lock that its parent holds
     image_size = large_enough(image_size or natural_size(paths))
-    absolute = functools.cache(os.path.abspath)  # of each folder once: there may be a million files
-    names, n = [os.path.join(absolute(folder), name) for folder, name in map(os.path.split, paths)], len(paths)
+    names, n = list(map(os.path.abspath, paths)), len(paths)
     key = f"{Path(os.path.commonpath({os.path.dirname(name) for name in names})).name[:50]}-{n}x{image_size}px-{zlib.crc32(repr((names, image_size)).encode()):08x}"
     folder, size = Path(cache) / key, n * 3 * image_size**2
     folder.mkdir(parents=True, exist_ok=True)
