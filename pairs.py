@@ -547,6 +547,7 @@ def load_pairs(args):
     has_classes = in_folder and folders_in(args.data)
     if has_classes:
         list_folder(Path(args.data), "test")  # what the run will be judged on: a mistake should show before the images are read
+    if in_folder:
         not_a_class(args.data, {"--cache": args.cache, "--out": args.out or "runs"})
     if args.pairs in ("augmented", "semantic"):
         pool = load_images(args.data, "train", args.image_size, args.limit, args.seed, args.root, args.download, args.skip_bad, args.cache)
@@ -945,12 +946,12 @@ def crc32_of(folder, paths):
 
 
 def not_a_class(data, folders):
-    """Raises UserError if one of {option: folder} lies where the folders of --data are its classes."""
+    """Raises UserError if one of {option: folder} lies where the folders of --data are its classes, or its files the images."""
     data = Path(data)
     holders = [data / name for name in ("train", *NOT_TRAIN)] if (data / "train").is_dir() else [data]
     for option, folder in folders.items():
         if any(Path(folder).resolve().is_relative_to(holder.resolve()) for holder in holders):
-            raise UserError(f"{option} {folder} would lie in --data {data} and be one of its classes; name a folder elsewhere, or run from another one")
+            raise UserError(f"{option} {folder} would lie in --data {data} and be one of its classes, or its images; name a folder elsewhere, or run from another one")
 
 
 def list_folder(folder, split):
@@ -1678,8 +1679,10 @@ def main():
     for there in (out, *out.parent.glob(f"{glob.escape(stem.name)}-[0-9][0-9][0-9].png")):
         if there.exists():
             raise UserError(f"{there} exists and is not overwritten; choose another --out")
+    folder = Path(args.data)
+    labelled = folder.is_dir() and folders_in(folder)
     not_a_class(args.data, {"--cache": args.cache})
-    if out.parent.resolve() != Path(args.data).resolve():  # a list beside the classes is none of them
+    if not (labelled and out.parent.resolve() == folder.resolve()):  # a list beside the classes is none of them
         not_a_class(args.data, {"--out": out.parent})
     out.parent.mkdir(parents=True, exist_ok=True)
     out.touch(), out.unlink()  # fail now if the folder cannot be written to
@@ -1689,8 +1692,6 @@ def main():
 
         if not args.backbone_file:
             raise UserError("--by features needs --backbone-file FILE (and --backbone NAME)")
-        folder = Path(args.data)
-        labelled = folder.is_dir() and folders_in(folder)
         args.image_size = args.image_size or natural_size(list_folder(folder, "train")[0] if labelled else find_images(folder))
         backbone, _ = evaluate.build_backbone(args.backbone, args.image_size)
         evaluate.load_weights(backbone, args.backbone_file)

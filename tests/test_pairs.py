@@ -995,6 +995,20 @@ def test_propose_strike_out_check_and_train_as_a_user_does(tmp_path):
     assert status == 2 and "be one of its classes" in error and not (folder / "train" / "lists").exists()
 
 
+def test_nothing_is_written_among_images_without_classes(tmp_path, monkeypatch):
+    """Else the folder of the cache, or of the runs, would be its first class, and the contact sheets its images."""
+    (two_colours(tmp_path / "d") / "train" / "red").rename(tmp_path / "flat")
+    (tmp_path / "l.csv").write_text("image_a,image_b\n00.png,01.png\n02.png,03.png\n")
+    monkeypatch.chdir(tmp_path / "flat")
+    before = sorted(Path().iterdir())
+    status, _, error = call_here("simclr.py", "--pairs", tmp_path / "l.csv", "--data", tmp_path / "flat", "--batch-size", "2", "--device", "cpu")
+    assert status == 2 and "--cache cache would lie in --data" in error and "or its images" in error
+    features = ["--by", "features", "--backbone-file", "x.pt", "--cache", tmp_path / "c", "--device", "cpu"]
+    status, _, error = call_here("pairs.py", "propose", "--data", tmp_path / "flat", "--out", "p.csv", *features)
+    assert status == 2 and "would lie in --data" in error
+    assert sorted(Path().iterdir()) == before
+
+
 @pytest.mark.parametrize("options, said", [
     (["--backbone-file", "x.pt"], "--backbone-file needs --by features"),
     (["--ignore-labels"], "--ignore-labels needs --by features"),
