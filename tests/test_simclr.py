@@ -1,11 +1,16 @@
 """SimCLR: the loss against the paper's Algorithm 1 in loops, closed forms, the schedule."""
 
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import simclr
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "results" / "transfer"))
+import negatives
 
 
 def algorithm_1(z1, z2, temperature):
@@ -27,6 +32,19 @@ def test_loss_and_gradient_equal_algorithm_1(temperature):
     assert torch.allclose(ours, naive, rtol=0, atol=1e-10)
     for a, b in zip(torch.autograd.grad(ours, [z1, z2]), torch.autograd.grad(naive, [z1, z2])):
         assert torch.allclose(a, b, rtol=0, atol=1e-10)
+
+
+def test_the_loss_of_the_study_of_negatives_leaves_out_the_anchors_class():
+    torch.manual_seed(0)
+    z1, z2 = torch.randn(2, 6, 4, dtype=torch.float64)
+    labels, similarity = torch.tensor([0, 1, 0, 2, 1, 0]), lambda a, b: torch.exp(torch.cosine_similarity(a, b, dim=0) / 0.5)
+    loss = 0
+    for i in range(12):
+        anchor, positive = torch.cat([z1, z2])[[i, (i + 6) % 12]]
+        others = [z for v in (z1, z2) for z, label in zip(v, labels) if label != labels[i % 6]]
+        loss -= torch.log(similarity(anchor, positive) / (similarity(anchor, positive) + sum(similarity(anchor, z) for z in others))) / 12
+    assert torch.allclose(negatives.nt_xent(z1, z2, 0.5, labels), loss, rtol=0, atol=1e-10)
+    assert torch.equal(negatives.nt_xent(z1, z2, 0.5, torch.arange(6)), simclr.nt_xent(z1, z2, 0.5))
 
 
 def test_closed_forms():
