@@ -40,6 +40,7 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -168,7 +169,9 @@ def load_weights(backbone, file):
     wrong += [f"{key} is {shapes[key]} and should be {wanted[key]}" for key in wanted.keys() & shapes.keys() if shapes[key] != wanted[key]]
     if wrong:
         beside, said = Path(file).parent / "config.json", "; ".join(sorted(wrong)[:6]) + f"; and {len(wrong) - 6} more" * (len(wrong) > 6)
-        known = read_json(beside) if beside.is_file() else {}
+        known = {}
+        with suppress(OSError, UserError):  # it may be missing, or not ours
+            known = read_json(beside)
         hint = f"; {beside} has --backbone {known['backbone']} --image-size {known['image_size']}" if {"backbone", "image_size"} <= set(known) else ""
         raise UserError(f"{file} does not fit the backbone (and its image size, which decides a ResNet's stem): {said}{hint}")
     backbone.load_state_dict({key: state[key] for key in wanted})
@@ -193,7 +196,9 @@ def adopt(file, name, image_size=224, out=None):
 
 
 def pick_device(name):
-    """The torch.device of this name. Raises UserError when this machine has none."""
+    """The torch.device of this name, on which float32 is float32: torch's convolutions would use TF32, of 10 bits, on a GPU.
+    Raises UserError when this machine has none."""
+    torch.backends.cudnn.allow_tf32 = False
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
@@ -1208,14 +1213,15 @@ def invariance_run(run, device, data=None, root=None, download=False, skip_bad=F
     """Shares of the nuisance factors of scenes, and of image transformations on `data`, added to result.json.
 
     Returns {table: {"factors": {name: {"share", "untrained", "inside"}}, ...}}, see share_of_factor; "inside" says
-    whether the run's augmentation has the factor, or imitates it. Image transformations are applied to test images of
+    whether the run's augmentation has the factor, or imitates it (None: of weights from elsewhere this is not known). Image transformations are applied to test images of
     `data`, if None of the run's own (scenes-held-out, if that is scenes or nothing).
     """
     config, *backbones = load_run(run)
     size, views = config["image_size"], [pairs.Augmentation()]
     if config["method"]:
         views = pairs.make_views(argparse.Namespace(**config), size)
-    inside = {name for name in pairs.Augmentation.SWITCHES if any(view.without([name]) != view for view in views)}
+    switches = {name for name in pairs.Augmentation.SWITCHES if any(view.without([name]) != view for view in views)}
+    inside = lambda factor: pairs.FACTORS.get(factor, factor) in switches if config["method"] else None
     models = dict(zip(("share", "untrained"), (b.to(device) for b in backbones)))
     results, data = {}, data or (default_data(config)[-1] if config["data"] else "scenes-held-out")
     found, = load_splits(config, data, root, download, skip_bad, ["test"])
@@ -1223,7 +1229,7 @@ def invariance_run(run, device, data=None, root=None, download=False, skip_bad=F
         raise UserError(f"invariance: the images of {data} have several classes each; name another --data")
     for name, (labels, images, changes) in (("factors of scenes", scene_changes(config["seed"], size)),
                                             (f"transformations of {found.name}", image_changes(found, views[0], config["seed"]))):
-        factors = {f: {"inside": pairs.FACTORS.get(f, f) in inside} for f in changes}
+        factors = {f: {"inside": inside(f)} for f in changes}
         for which, model in models.items():
             h = features(model, images, what=f"invariance to {name}").cpu()
             for f, changed in changes.items():
@@ -1463,7 +1469,7 @@ def write_comparison(rows, folder):
 def legend_below(figure):
     """One legend of all axes, each name once, at the figure's lower edge."""
     handles = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), int(figure.get_figwidth() / 1.25)), frameon=False, fontsize=8)
 
 
 @pairs.picture()
@@ -1510,33 +1516,33 @@ def draw_comparison(rows, path, panels=6):
 @pairs.picture()
 def draw_invariance(results, path):
     """A picture of the shares {run: what invariance_run returns}: a panel for each method, a row for each factor, a point for
-    each run, the mean larger; factors that the augmentation has, or imitates, above, the others below."""
+    each run, the mean larger; shaded are the factors that the method's augmentation has, or imitates."""
     import matplotlib.pyplot as plt
 
     by_method = {}
     for run, shares in results.items():
         config = read_config(run)
-        by_method.setdefault(config["method"] or config["backbone"], []).append((arm_of(config), shares))
+        by_method.setdefault(config["method"] or Path(run).name, []).append((arm_of(config), shares))
     kinds = list(dict.fromkeys(kind.split(" of ")[0] for members in by_method.values() for _, shares in members for kind in shares))
-    figure, axes = plt.subplots(len(kinds), len(by_method), figsize=(2 + 2.7 * len(by_method), 3.2 * len(kinds)), squeeze=False, sharex=True, sharey="row",
+    figure, axes = plt.subplots(len(kinds), len(by_method), figsize=(1 + 2.7 * len(by_method), 3.2 * len(kinds)), squeeze=False, sharex=True, sharey="row",
                                 layout="constrained")
-    for column, (method, members) in enumerate(by_method.items()):
-        for axis, kind in zip(axes[:, column], kinds):
-            tables = [(arm, r["factors"]) for arm, shares in members for name, r in shares.items() if name.startswith(kind)]
-            factors = sorted(tables[0][1], key=lambda f: tables[0][1][f]["inside"])  # outside first: at the bottom
-            outside = sum(not tables[0][1][f]["inside"] for f in factors)
-            series = [("untrained", "untrained", tables)] + [(arm, "share", [t for t in tables if t[0] == arm]) for arm in dict.fromkeys(a for a, _ in tables)]
-            for label, key, chosen in series:
-                values = np.array([[table[f][key] for f in factors] for _, table in chosen])
-                color, rows = ARM_COLORS.get(label, "black"), np.arange(len(factors)) + {"augmented": 0.12, "semantic": -0.12}.get(label, 0)
-                axis.plot(values.mean(0), rows, "o", color=color, ms=7, label=label)
-                axis.plot(values.T, rows, ".", color=color, alpha=0.4, ms=4)
-            axis.set_yticks(range(len(factors)), factors, fontsize=8), axis.set_xlim(-0.03, 1), axis.grid(alpha=0.3)
-            axis.axhline(outside - 0.5, color="black", lw=0.8)
-            if column == len(by_method) - 1:
-                for text, low, high in (("not imitated", 0, outside), ("imitated by\naugmentation", outside, len(factors))):
-                    axis.text(1.03, (low + high - 1) / 2, text, fontsize=8, rotation=270, va="center")
-            axis.set_title(f"{method}: {next(n for _, s in members for n in s if n.startswith(kind))}", fontsize=8)
+    for row, kind in zip(axes, kinds):
+        tables = {method: [(arm, r["factors"]) for arm, shares in members for name, r in shares.items() if name.startswith(kind)] for method, members in by_method.items()}
+        inside = {method: {factor: v["inside"] for factor, v in found[0][1].items()} for method, found in tables.items()}
+        factors = next(iter(inside.values()))
+        factors = sorted(factors, key=lambda factor: sum(bool(known[factor]) for known in inside.values()))  # one order for all panels, shaded ones above
+        for axis, (method, members) in zip(row, by_method.items()):
+            for label in ("untrained", *dict.fromkeys(arm for arm, _ in members)):
+                key = "untrained" if label == "untrained" else "share"
+                values = np.array([[table[f][key] for f in factors] for arm, table in tables[method] if label in ("untrained", arm)])
+                color, places = ARM_COLORS.get(label, "black"), np.arange(len(factors)) + {"augmented": 0.12, "semantic": -0.12}.get(label, 0)
+                axis.plot(values.mean(0), places, "o", color=color, ms=7, label=label)
+                axis.plot(values.T, places, ".", color=color, alpha=0.4, ms=4)
+            for place, factor in enumerate(factors):
+                if inside[method][factor]:
+                    axis.axhspan(place - 0.5, place + 0.5, color="0.93", zorder=0, label="the augmentation has or imitates it")
+            axis.set_yticks(range(len(factors)), factors, fontsize=8), axis.set_ylim(-0.5, len(factors) - 0.5), axis.set_xlim(-0.03, 1), axis.grid(alpha=0.3)
+            axis.set_title(f"{method}: {next(name for _, shares in members for name in shares if name.startswith(kind))}", fontsize=8)
     for axis in axes[-1]:
         axis.set_xlabel("share (0: ignored, 0.5: as the category)", fontsize=8)
     legend_below(figure)
@@ -1623,7 +1629,7 @@ def main():
         raise UserError("name a run folder, or --backbone-file FILE --backbone NAME")
 
     if args.command == "invariance":
-        picture, results = Path(args.picture or Path(args.run[0]) / "invariance.png"), {}
+        picture, results, said = Path(args.picture or Path(args.run[0]) / "invariance.png"), {}, {True: "yes", False: "no", None: "?"}
         if picture.suffix not in (".png", ".pdf", ".svg"):
             raise UserError(f"--picture {picture}: name a file that ends in .png, .pdf or .svg")
         if args.picture:
@@ -1635,7 +1641,7 @@ def main():
             for name, found in results[run].items():
                 print(f"{run}: {name}\n{'':14}{'inside':>8}{'untrained':>11}{'this run':>10}")
                 for factor, r in found["factors"].items():
-                    print(f"{factor:14}{'yes' if r['inside'] else 'no':>8}{r['untrained']:11.3f}{r['share']:10.3f}", flush=True)
+                    print(f"{factor:14}{said[r['inside']]:>8}{r['untrained']:11.3f}{r['share']:10.3f}", flush=True)
         draw_invariance(results, picture)
         print(f"Share of a factor: its variance / (its variance + the category's). 0: ignored. Picture: {picture}")
     elif args.command == "detect":

@@ -573,6 +573,29 @@ def test_invariance_is_of_test_images_of_the_runs_world_and_view(tmp_path, monke
     assert asked == [["test"], (3, 16), (view, 3)]
 
 
+def test_the_picture_of_shares_names_each_row_and_shades_what_each_method_has(tmp_path, monkeypatch):
+    """Two methods, of which one solarises, and weights from elsewhere, of which that is not known."""
+    plt = pytest.importorskip("matplotlib.pyplot")
+    results = {}
+    for name, method, inside in (("a", "simclr", {"crop"}), ("b", "byol", {"crop", "solarize"}), ("c", None, None), ("d", None, None)):
+        (tmp_path / name).mkdir()
+        evaluate.write_json(tmp_path / name / "config.json", {"method": method, "backbone": "resnet18", "pairs": method and "semantic", "seed": 0})
+        factors = {f: {"inside": inside and f in inside, "untrained": 0.5, "share": share} for f, share in (("crop", 0.1), ("flip", 0.2), ("solarize", 0.3))}
+        results[tmp_path / name] = {"transformations of x": {"factors": factors}}
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    evaluate.draw_invariance(results, tmp_path / "shares.png")
+    figure = plt.gcf()
+    monkeypatch.undo()
+    assert [axis.get_title().split(":")[0] for axis in figure.axes] == ["simclr", "byol", "c", "d"]
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]  # those that are seen, beside all panels
+    for axis, shaded in zip(figure.axes, ({"crop"}, {"crop", "solarize"}, set(), set()), strict=True):
+        rows = {line.get_label(): line for line in axis.lines}
+        points = dict(zip(names, rows["any" if axis.get_title()[0] in "cd" else "semantic"].get_xdata()))
+        assert points == pytest.approx({"crop": 0.1, "flip": 0.2, "solarize": 0.3})
+        assert {names[round(patch.get_y() + 0.5)] for patch in axis.patches} == shaded
+    plt.close(figure)
+
+
 # -- collapse signals
 
 
@@ -868,7 +891,7 @@ def test_a_run_that_ends_with_like_embeddings_says_so(tmp_path, capsys, spread, 
     assert out.count("warning: the embeddings are still alike at the end") == warnings and "collapsing" not in out
 
 
-def test_mistakes_are_named(tmp_path):
+def test_mistakes_are_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="not a run folder: it has no config.json"):
         evaluate.read_config(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
@@ -876,6 +899,9 @@ def test_mistakes_are_named(tmp_path):
         evaluate.read_config(tmp_path)
     with pytest.raises(UserError, match="--device nonsense"):
         evaluate.pick_device("nonsense")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    evaluate.pick_device("cpu")
+    assert torch.backends.cudnn.allow_tf32 is False
 
 
 # -- weights from elsewhere, results
@@ -902,7 +928,7 @@ def test_weights_of_torchvisions_format_are_taken_and_misfits_listed(tmp_path):
         evaluate.adopt(tmp_path / "wrong.pth", "resnet18", 96, out=tmp_path / "other")
     with pytest.raises(UserError, match=r"conv1.weight is \(64, 3, 7, 7\) and should be \(64, 3, 3, 3\)"):
         evaluate.adopt(tmp_path / "r.pth", "resnet18", 32, out=tmp_path / "other")
-    for beside, hint in (({"some": "model"}, "$"), ({"backbone": "resnet18", "image_size": 96}, "; .*config.json has --backbone resnet18 --image-size 96$")):
+    for beside, hint in (([], "$"), ({"some": "model"}, "$"), ({"backbone": "resnet18", "image_size": 96}, "; .*config.json has --backbone resnet18 --image-size 96$")):
         (tmp_path / "config.json").write_text(json.dumps(beside))
         with pytest.raises(UserError, match=r"should be \(64, 3, 3, 3\)" + hint):
             evaluate.adopt(tmp_path / "r.pth", "resnet18", 32, out=tmp_path / "other")

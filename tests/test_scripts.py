@@ -307,6 +307,8 @@ def test_printed_numbers_stand_under_their_names(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "invariance_run", lambda *_: {"factors of scenes": {"factors": {"position": share}}})
     head, row, *_ = (line.split() for line in printed("evaluate.py", "invariance", tmp_path, "--device", "cpu").splitlines()[1:])
     assert head == ["inside", "untrained", "this", "run"] and row == ["position", "yes", "0.700", "0.300"]
+    for share["inside"], said in (False, "no"), (None, "?"):
+        assert f"position{said:>14}" in printed("evaluate.py", "invariance", tmp_path, "--device", "cpu")
     numbers, asked = dict(zip(("ap", "ap50", "ap75", "voc07_ap", "voc07_ap50", "voc07_ap75"), (0.1, 0.2, 0.3, 0.4, 0.5, 0.6))), []
     monkeypatch.setattr(evaluate, "detect_run", lambda *given: asked.append(given) or ("name", numbers))
     said = printed("evaluate.py", "detect", tmp_path, "--data", "scenes", "--device", "cpu", "--seed", "5")
