@@ -19,6 +19,7 @@ Two things that are compared take turns, so that another load on the machine hit
 import argparse
 import contextlib
 import functools
+import gc
 import importlib
 import importlib.metadata
 import json
@@ -29,6 +30,7 @@ import statistics
 import sys
 import tempfile
 import time
+import traceback
 import types
 import warnings
 from pathlib import Path
@@ -87,7 +89,8 @@ def bench_augment(device, seconds):
     """Views/s at 32 px without blur, SimCLR's recipe for CIFAR, and at 224 px with it; `ms` is the time of a call, on a GPU of
     1,024 views of 32 px, two of each of 512 images, as pairs.batches makes them."""
     rows = {}
-    for size, n, blur in ((32, 1024 if device.startswith("cuda") else 512, 0.0), (224, 32, 0.5)):
+    many = device.startswith("cuda")  # a few views would take it as long
+    for size, n, blur in ((32, 1024 if many else 512, 0.0), (224, 256 if many else 32, 0.5)):
         images, generator = photographs(n, size).to(device), torch.Generator().manual_seed(0)
         view = pairs.Augmentation(crop=(0.08, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), p_blur=blur)
         one = [T.RandomResizedCrop(size, (0.08, 1.0), antialias=True), T.RandomHorizontalFlip(), T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8), T.RandomGrayscale(0.2)]
@@ -159,20 +162,30 @@ def trainer(method, backbone_name, images, batch_size, device, what="whole", opt
     return call
 
 
-def host_waits_per_step(method, backbone_name, batch_size, device):
+def host_waits_per_step(method, backbone_name, batch_size, device, options=()):
     """How often the host waits for the GPU in a step: the difference of epochs of 4 and of 2 steps, by two (an epoch waits
     while it begins)."""
     waits = []
     for steps in (2, 4):
-        call = trainer(method, backbone_name, photographs(batch_size * steps, 32), batch_size, device)
+        call = trainer(method, backbone_name, photographs(batch_size * steps, 32), batch_size, device, options=options)
         call()
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
-            call()
-            torch.cuda.set_sync_debug_mode("default")
+            try:
+                call()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
         waits.append(sum("synchronizing CUDA operation" in str(w.message) for w in said))
+    assert waits[0] > 0, "no wait is seen where an epoch begins, so none would be seen in a step"
     return (waits[1] - waits[0]) / 2
+
+
+def tidy():
+    """Gives back what earlier measurements left: compiled networks refer to themselves, so only a collection ends them."""
+    torch.compiler.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def flops_of(call):
@@ -209,20 +222,23 @@ def bench_step(methods, device, seconds, batch_size, options):
 
 
 def bench_methods(methods, device, seconds, batch_size, options):
-    rows, images, side = {}, photographs(batch_size * steps_timed(device), 32), 8192 if device.startswith("cuda") else 2048
-    kind = getattr(torch, evaluate.usual_precision(torch.device(device)))
+    rows, images, on_gpu = {}, photographs(batch_size * steps_timed(device), 32), device.startswith("cuda")
+    kind, side = getattr(torch, evaluate.usual_precision(torch.device(device))), 8192 if on_gpu else 2048
     for method in methods:
-        call, a = trainer(method, "resnet18", images, batch_size, device, options=options), torch.randn(side, side, device=device, dtype=kind)
         flops = flops_of(trainer(method, "resnet18", images, batch_size, device))  # of networks that are not compiled, where each is seen
-        if device.startswith("cuda"):
+        if on_gpu:
+            tidy()
+            before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
+        call, peak = trainer(method, "resnet18", images, batch_size, device, options=options), {}
+        call()
+        if on_gpu:  # of training alone: images, networks, optimiser and all that a step holds
+            peak = {"peak_memory_gb": (torch.cuda.max_memory_allocated() - before) / 1e9, "host_waits_per_step": host_waits_per_step(method, "resnet18", batch_size, device)}
+        a = torch.randn(side, side, device=device, dtype=kind)
         t = take_turns({"whole": call, "matrix": lambda: a @ a}, seconds)
         rate = 2 * side**3 / t["matrix"]
         rows[method] = {"pairs_per_s": len(images) / t["whole"], "gflop_per_s": flops / t["whole"] / 1e9, "share_of_matrix_rate": flops / t["whole"] / rate,
-                        "kept_mb_per_pair": kept_bytes(method, "resnet18", 32, device) / 1e6}
-        if device.startswith("cuda"):
-            rows[method]["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-            rows[method]["host_waits_per_step"] = host_waits_per_step(method, "resnet18", batch_size, device)
+                        "kept_mb_per_pair": kept_bytes(method, "resnet18", 32, device) / 1e6, **peak}
     return rows
 
 
@@ -251,7 +267,7 @@ def cuda_graphs():
 
 def bench_compile(device, seconds, batch_size):
     """Both trained by the method's own loop; the first compiled call also compiles, with nothing kept from earlier runs. On a
-    GPU also with cuDNN left to try its algorithms (cudnn.benchmark), and with CUDA graphs, neither of which the scripts do."""
+    GPU also with CUDA graphs, which the scripts do not use."""
     cache, rows = tempfile.TemporaryDirectory(ignore_cleanup_errors=True), {}  # removed at the end of this function
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache.name
     steps = 2 * steps_timed(device)
@@ -259,17 +275,15 @@ def bench_compile(device, seconds, batch_size):
         images = photographs(batch_size * steps, 32)
         make = lambda *options: trainer("simclr", backbone, images, batch_size, device, options=options)
         calls, first, failed = {"eager": make(), "compiled": make("--compile")}, {}, {}
-        for name, call in calls.items():
+        for name in ("eager", "eager", "compiled"):  # what the process itself needs at its first steps is not the compiler's
             before = time.perf_counter()
-            call()
+            calls[name]()
             synchronize()
             first[name] = time.perf_counter() - before
         if device.startswith("cuda"):
-            with_benchmark = torch.backends.cudnn.flags(enabled=True, benchmark=True)  # as a decorator
-            calls |= {f"{name}_cudnn_benchmark": with_benchmark(call) for name, call in calls.items()}
             graphs = cuda_graphs()(make("--compile"))
             try:  # they may not suit the loop; the others should be timed all the same
-                graphs()
+                graphs(), graphs()
                 calls["compiled_cuda_graphs"] = graphs
             except RuntimeError as error:
                 failed["compiled_cuda_graphs"] = str(error).splitlines()[0]
@@ -380,13 +394,22 @@ def main():
                           "seconds": seconds, "cores": os.cpu_count(), "git_commit": evaluate.git_commit(),
                           **{name: version_of(name) for name in ("torchvision", "numpy", "pillow", "lightly", "kornia", "scikit-learn")}}}
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    failed = []
     for name in args.only or parts:
-        result[name] = parts[name]()
+        tidy()
+        try:
+            result[name] = parts[name]()
+        except Exception:  # the others should not be lost
+            traceback.print_exc()
+            failed.append(name)
+            continue
         print(name)
         for row, values in result[name].items():
             shown = "  ".join(f"{k} {v:,.4g}" if isinstance(v, (int, float)) else f"{k} {v}" for k, v in values.items()) if isinstance(values, dict) else values
             print(f"    {row:14}{shown}", flush=True)
-        Path(args.out).write_text(json.dumps(result, indent=2) + "\n")  # after each part: a later one may take long, or fail
+        Path(args.out).write_text(json.dumps(result, indent=2) + "\n")  # after each part: a later one may take long, or be cut off
+    if failed:
+        sys.exit(f"not measured: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
