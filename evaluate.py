@@ -172,7 +172,8 @@ def load_weights(backbone, file):
         known = {}
         with suppress(OSError, UserError):  # it may be missing, or not ours
             known = read_json(beside)
-        hint = f"; {beside} has --backbone {known['backbone']} --image-size {known['image_size']}" if {"backbone", "image_size"} <= set(known) else ""
+        ours = {"backbone", "image_size"} <= set(known)
+        hint = f"; {beside} has --backbone {known['backbone']} --image-size {known['image_size']}" if ours else ""
         raise UserError(f"{file} does not fit the backbone (and its image size, which decides a ResNet's stem): {said}{hint}")
     backbone.load_state_dict({key: state[key] for key in wanted})
 
@@ -933,7 +934,8 @@ class Run:
         if self.first and not (self.folder / "pairs.png").exists():
             pairs.save_picture(self.folder / "pairs.png", source, view1, view2)
         resumed = f", resumed after epoch {self.epoch}" if args.resume else ""
-        print(f"{self.folder}: {len(source):,} pairs an epoch, {self.total:,} steps, on {args.device} in {self.config['precision']}{resumed}", flush=True)
+        print(f"{self.folder}: {len(source):,} pairs an epoch, {self.total:,} steps, on {args.device} in "
+              f"{self.config['precision']}{resumed}", flush=True)
         self.rates = functools.lru_cache(1)(source.rates)  # the same for all of an epoch's lines
         told = {name: f"{value:.3f}" for name, value in self.rates(0).items() if value is not None}
         print("pairs of the first epoch: " + ", ".join(f"{name} {value}" for name, value in told.items()), flush=True)
@@ -952,7 +954,8 @@ class Run:
         """Takes everything back from checkpoint.pt, after checking that the run's settings are the same."""
         checkpoint, log = self.folder / "checkpoint.pt", self.folder / "log.jsonl"
         if not checkpoint.is_file():
-            raise UserError(f"--resume: there is no {checkpoint} to go on from; name the run's folder with --out, or start a new one without --resume")
+            raise UserError(f"--resume: there is no {checkpoint} to go on from; name the run's folder with --out, or start a new one "
+                            "without --resume")
         old = read_config(self.folder)
         for name in vars_of(self.config):
             if name not in WHERE_IT_RUNS and old.get(name) != self.config[name]:
@@ -1198,11 +1201,13 @@ def detect_run(run, data, device, init, kind, size, steps, batch_size, lr, rois,
         print("note: the CIFAR stem of a backbone for images up to 64 px makes maps of 4 times the side: "
               f"--size {max(32, size[-1] // 4)} costs what {size[-1]} does with the ImageNet stem", flush=True)
     model = build_detector(backbone, len(train.classes), kind, size, rois, roi_size).to(device)
-    print(f"{kind} detector, init {init}: {len(train)} training and {len(test)} test images of {train.name}, {len(train.classes)} classes", flush=True)
+    print(f"{kind} detector, init {init}: {len(train)} training and {len(test)} test images of {train.name}, "
+          f"{len(train.classes)} classes", flush=True)
     train_detector(model, train, steps, batch_size, lr, seed)
     found = detect(model, test)
     options = {"kind": kind, "size": list(size), "steps": steps, "batch_size": batch_size, "lr": lr, "rois": rois, "roi_size": roi_size}
-    result = box_metrics(test, found) | {"init": init, "seed": seed, **options, "n_train": len(train), "n_test": len(test), "classes": len(train.classes)}
+    result = box_metrics(test, found) | {"init": init, "seed": seed, **options, "n_train": len(train), "n_test": len(test),
+                                         "classes": len(train.classes)}
     name = f"{train.name}, {kind}, init {init}, seed {seed}"
     add_results(run, {"detect": {name: result}}, config)
     draw_detections(Path(run) / ("detections.png" if init == "run" else f"detections-{init}.png"), test, found)
@@ -1213,8 +1218,8 @@ def invariance_run(run, device, data=None, root=None, download=False, skip_bad=F
     """Shares of the nuisance factors of scenes, and of image transformations on `data`, added to result.json.
 
     Returns {table: {"factors": {name: {"share", "untrained", "inside"}}, ...}}, see share_of_factor; "inside" says
-    whether the run's augmentation has the factor, or imitates it (None: of weights from elsewhere this is not known). Image transformations are applied to test images of
-    `data`, if None of the run's own (scenes-held-out, if that is scenes or nothing).
+    whether the run's augmentation has the factor, or imitates it (None: of weights from elsewhere this is not known). Image
+    transformations are applied to test images of `data`, if None of the run's own (scenes-held-out, if that is scenes or nothing).
     """
     config, *backbones = load_run(run)
     size, views = config["image_size"], [pairs.Augmentation()]
@@ -1339,7 +1344,8 @@ def measures(results):
             for factor, v in first["factors"].items():
                 found[f"share of {factor} {name}"] = {"value": v["share"], "untrained": v["untrained"], "protocol": protocol}
         else:
-            found[f"{head} {name}"] = {"value": mean("accuracy"), "untrained": mean("untrained"), "chance": there["value"][-1]["chance"], "protocol": protocol}
+            chance = there["value"][-1]["chance"]
+            found[f"{head} {name}"] = {"value": mean("accuracy"), "untrained": mean("untrained"), "chance": chance, "protocol": protocol}
     return found
 
 
@@ -1460,7 +1466,8 @@ def write_comparison(rows, folder):
     for row in rows:
         if row["augmented"] and row["semantic"] and (others := sorted(row["augmented"].keys() ^ row["semantic"].keys())):
             alone.setdefault(tuple(others), []).append(f"{row['method']} {row['data']}, {row['measure']}")
-    lines += [f"\nSeed {', '.join(map(str, seeds))}: of one arm only, so in its mean and not in the difference ({'; '.join(where)})." for seeds, where in alone.items()]
+    for seeds, where in alone.items():
+        lines.append(f"\nSeed {', '.join(map(str, seeds))}: of one arm only, so in its mean and not in the difference ({'; '.join(where)}).")
     (folder / "comparison.md").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
     draw_comparison(rows, folder / "comparison.png")
     return "\n".join(lines)
@@ -1469,7 +1476,8 @@ def write_comparison(rows, folder):
 def legend_below(figure):
     """One legend of all axes, each name once, at the figure's lower edge."""
     handles = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), int(figure.get_figwidth() / 1.25)), frameon=False, fontsize=8)
+    columns = min(len(handles), int(figure.get_figwidth() / 1.25))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
 
 
 @pairs.picture()
@@ -1492,8 +1500,8 @@ def draw_comparison(rows, path, panels=6):
     inches = max(0.9, 0.07 * max(len(line) for row in rows for line in name(row).splitlines()))  # that a name takes
     columns = math.ceil(len(shown) / math.ceil(len(shown) / 3))
     width = max(3.8 if columns > 1 else 5, inches * max(map(len, shown.values())))
-    figure, axes = plt.subplots(math.ceil(len(shown) / columns), columns, figsize=(width * columns, 3.2 * math.ceil(len(shown) / columns)), squeeze=False, sharey=True,
-                                layout="constrained")
+    lines = math.ceil(len(shown) / columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(width * columns, 3.2 * lines), squeeze=False, sharey=True, layout="constrained")
     for axis, (title, here) in zip(axes.flat, shown.items()):
         for x, row in enumerate(here):
             for arm, offset in (("untrained", -0.25), ("any", 0), ("augmented", 0), ("semantic", 0.25)):
@@ -1524,13 +1532,14 @@ def draw_invariance(results, path):
         config = read_config(run)
         by_method.setdefault(config["method"] or Path(run).name, []).append((arm_of(config), shares))
     kinds = list(dict.fromkeys(kind.split(" of ")[0] for members in by_method.values() for _, shares in members for kind in shares))
-    figure, axes = plt.subplots(len(kinds), len(by_method), figsize=(1 + 2.7 * len(by_method), 3.2 * len(kinds)), squeeze=False, sharex=True, sharey="row",
-                                layout="constrained")
+    figure, axes = plt.subplots(len(kinds), len(by_method), figsize=(1 + 2.7 * len(by_method), 3.2 * len(kinds)), squeeze=False,
+                                sharex=True, sharey="row", layout="constrained")
     for row, kind in zip(axes, kinds):
-        tables = {method: [(arm, r["factors"]) for arm, shares in members for name, r in shares.items() if name.startswith(kind)] for method, members in by_method.items()}
+        tables = {method: [(arm, r["factors"]) for arm, shares in members for name, r in shares.items() if name.startswith(kind)]
+                  for method, members in by_method.items()}
         inside = {method: {factor: v["inside"] for factor, v in found[0][1].items()} for method, found in tables.items()}
-        factors = next(iter(inside.values()))
-        factors = sorted(factors, key=lambda factor: sum(bool(known[factor]) for known in inside.values()))  # one order for all panels, shaded ones above
+        names = list(next(iter(inside.values())))
+        factors = sorted(names, key=lambda f: sum(bool(has[f]) for has in inside.values()))  # one order for all panels, the shaded above
         for axis, (method, members) in zip(row, by_method.items()):
             for label in ("untrained", *dict.fromkeys(arm for arm, _ in members)):
                 key = "untrained" if label == "untrained" else "share"
@@ -1541,7 +1550,8 @@ def draw_invariance(results, path):
             for place, factor in enumerate(factors):
                 if inside[method][factor]:
                     axis.axhspan(place - 0.5, place + 0.5, color="0.93", zorder=0, label="the augmentation has or imitates it")
-            axis.set_yticks(range(len(factors)), factors, fontsize=8), axis.set_ylim(-0.5, len(factors) - 0.5), axis.set_xlim(-0.03, 1), axis.grid(alpha=0.3)
+            axis.set_yticks(range(len(factors)), factors, fontsize=8), axis.set_ylim(-0.5, len(factors) - 0.5)
+            axis.set_xlim(-0.03, 1), axis.grid(alpha=0.3)
             axis.set_title(f"{method}: {next(name for _, shares in members for name in shares if name.startswith(kind))}", fontsize=8)
     for axis in axes[-1]:
         axis.set_xlabel("share (0: ignored, 0.5: as the category)", fontsize=8)

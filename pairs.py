@@ -553,7 +553,8 @@ def load_pairs(args):
         pool = load_images(args.data, "train", args.image_size, args.limit, args.seed, args.root, args.download, args.skip_bad, args.cache)
         source = make_pairs(args.pairs, pool, args.seed)
     elif args.data is not None and not in_folder:
-        raise UserError(f"--pairs {args.pairs} is a list, whose paths need a folder, not --data {args.data}" + f"; did you mean ./{args.data}?" * Path(args.data).is_dir())
+        hint = f"; did you mean ./{args.data}?" if Path(args.data).is_dir() else ""
+        raise UserError(f"--pairs {args.pairs} is a list, whose paths need a folder, not --data {args.data}{hint}")
     else:
         source = read_pair_list(args.pairs, args.data, args.arm, args.image_size, args.limit, args.seed, args.skip_bad, args.cache)
     if args.false_pairs and len(source.pool.labels.unique()) < 2:
@@ -619,7 +620,8 @@ def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=Non
     if shown > anchors:
         print(f"note: {shown - anchors:,} of the {shown:,} images of these pairs are never image_a, so --arm augmented does not train "
               "on them; a list with each pair in both directions shows both arms the same images", flush=True)
-    pool = ImageSet(Path(file).stem, images, labels[kept], classes, files_crc32=crc32_of(folder, [row[c] for row in table for c in ("image_a", "image_b")]))
+    crc32 = crc32_of(folder, [row[column] for row in table for column in ("image_a", "image_b")])
+    pool = ImageSet(Path(file).stem, images, labels[kept], classes, files_crc32=crc32)
     return Pairs(pool, "augmented" if arm == "augmented" else "list", seed, rows)
 
 
@@ -663,7 +665,8 @@ def read_rows(file, folder=None):
     except UnicodeDecodeError as error:
         raise UserError(f"{file} cannot be read as a CSV ({error}); save it as CSV in UTF-8") from None
     except csv.Error as error:
-        raise UserError(f"{file}, line {len(rows) + 2} or after, cannot be read as a CSV ({error}): is a quote not closed, or not doubled?") from None
+        raise UserError(f"{file}, line {len(rows) + 2} or after, cannot be read as a CSV ({error}): "
+                        "is a quote not closed, or not doubled?") from None
     return rows, folder
 
 
@@ -951,7 +954,8 @@ def not_a_class(data, folders):
     holders = [data / name for name in ("train", *NOT_TRAIN)] if (data / "train").is_dir() else [data]
     for option, folder in folders.items():
         if any(Path(folder).resolve().is_relative_to(holder.resolve()) for holder in holders):
-            raise UserError(f"{option} {folder} would lie in --data {data} and be one of its classes, or its images; name a folder elsewhere, or run from another one")
+            raise UserError(f"{option} {folder} would lie in --data {data} and be one of its classes, or its images; "
+                            "name a folder elsewhere, or run from another one")
 
 
 def list_folder(folder, split):
@@ -982,8 +986,8 @@ def list_folder(folder, split):
         paths += files
         labels += [label] * len(files)
     if not paths:
-        few = " (every fifth image of a class is for testing: give each five, or make train/ and test/)" if split == "test" and not has_splits else ""
-        raise UserError(f"no images in class folders below {top}: expected {top}/<class>/<image>.jpg{few}")
+        few = " (every fifth image of a class is for testing: give each five, or make train/ and test/)"
+        raise UserError(f"no images in class folders below {top}: expected {top}/<class>/<image>.jpg" + few * (split == "test" and not has_splits))
     return paths, torch.tensor(labels), classes
 
 
@@ -1081,8 +1085,8 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
     tell_unguarded_script()  # here, as it would wait for the lock that its parent holds
     image_size = large_enough(image_size or natural_size(paths))
     names, n = list(map(os.path.abspath, paths)), len(paths)
-    key = f"{Path(os.path.commonpath({os.path.dirname(name) for name in names})).name[:50]}-{n}x{image_size}px-{zlib.crc32(repr((names, image_size)).encode()):08x}"
-    folder, size = Path(cache) / key, n * 3 * image_size**2
+    above, crc32 = os.path.commonpath(set(map(os.path.dirname, names))), zlib.crc32(repr((names, image_size)).encode())
+    folder, size = Path(cache) / f"{Path(above).name[:50]}-{n}x{image_size}px-{crc32:08x}", n * 3 * image_size**2
     folder.mkdir(parents=True, exist_ok=True)
     with first_process_first(), locked(folder / "lock"):  # of several processes or programs that want it, one builds, the others wait
         fingerprint = hashlib.sha256(repr([(s.st_size, s.st_mtime_ns) for s in map(os.stat, names)]).encode()).hexdigest()
@@ -1104,7 +1108,8 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
         missing = np.flatnonzero(done[:first] != 1)
         need, free = len(missing) * 3 * image_size**2, shutil.disk_usage(folder).free
         if need > free:
-            raise UserError(f"--cache {cache}: {len(missing):,} images of {image_size} px need {need / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free; name another folder")
+            raise UserError(f"--cache {cache}: {len(missing):,} images of {image_size} px need {need / 1e6:,.1f} MB and {free / 1e6:,.1f} MB "
+                            "are free; name another folder")
         if need:
             print(f"{what}: {len(missing):,} images into {folder}, {need / 1e9:.2f} GB", flush=True)
         reasons = list(in_parts(functools.partial(fill_part, folder, image_size), [(row, names[row]) for row in missing.tolist()], what))
@@ -1252,7 +1257,8 @@ def load_boxes(data, seed=0, image_size=128):
             raise UserError(f"--data {folder}: neither scenes nor a folder of the VOC layout (no Annotations/ in it)")
         folders += found
     lists = lambda name: {f: file for f in folders if (file := f / "ImageSets" / "Main" / f"{name}.txt").is_file()}
-    read = lambda files: [(f, line.split()[0]) for f, file in files.items() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    read = lambda files: [(f, line.split()[0]) for f, file in files.items()
+                          for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if lists("test"):
         train, test = read(lists("train") | lists("trainval")), read(lists("test"))
     elif lists("val") and lists("train"):
@@ -1270,7 +1276,8 @@ def load_boxes(data, seed=0, image_size=128):
         missing = [str(path) for path in images if not path.is_file()]
         if missing:
             raise UserError(f"{len(missing)} image(s) of the annotations are missing: {', '.join(missing[:3])}")
-        if bad := [reason for reason in in_parts(read_thumbnails, images, "checking images") if isinstance(reason, str)]:  # report before the training
+        bad = [found for found in in_parts(read_thumbnails, images, "checking images") if isinstance(found, str)]
+        if bad:  # report it before the training
             raise UserError(f"{len(bad)} of {len(images)} images cannot be read: {' | '.join(bad)}; repair or remove them")
         sets.append(BoxSet(
             "+".join(Path(d).resolve().name for d in data), images,
@@ -1330,7 +1337,8 @@ def run_cli(main):
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)):
             mistake = "the disk, or what you may use of it, is full; make room. What is written is kept"
-        elif error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG):
+        elif error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.EISDIR, errno.ENOTDIR,
+                                                errno.ENAMETOOLONG):
             mistake = f"{error.filename}: {error.strerror.lower()}; name another file or folder"
         else:
             raise
@@ -1576,7 +1584,8 @@ def write_sheets(stem, rows, folder, per_sheet=50, columns=5):
     for first in range(0, len(rows), per_sheet):
         part = rows[first : first + per_sheet]
         lines = math.ceil(len(part) / columns)
-        figure, axes = plt.subplots(lines, columns, figsize=(2.4 * columns, 1.4 * lines), squeeze=False, subplot_kw={"frameon": False, "xticks": [], "yticks": []})
+        figure, axes = plt.subplots(lines, columns, figsize=(2.4 * columns, 1.4 * lines), squeeze=False,
+                                    subplot_kw={"frameon": False, "xticks": [], "yticks": []})
         for number, (row, axis) in enumerate(zip(part, axes.flat), start=first + 1):
             a, b = (open_image(Path(folder, row[column])) for column in ("image_a", "image_b"))
             side = min(112, *a.size, *b.size)  # sharp, whatever size a backbone takes
@@ -1643,7 +1652,8 @@ def check(file, folder=None):
         report.append(f"classes: {len(count)}; pairs in a class: {spread}" + (f"; {without} without a category" if without else ""))
     uses = [len(set(lines)) for lines in seen.values()]
     report.append(f"images: {len(seen)}; {sum(n > 1 for n in uses)} in more than one row, at most {max(uses)} rows")
-    report.append(f"false pairs: {len(false)} of {known} ({len(false) / known:.1%})" if known else "false pairs: not known, as neither the list nor class folders tell categories")
+    rate = f"{len(false)} of {known} ({len(false) / known:.1%})" if known else "not known, as neither the list nor class folders tell categories"
+    report.append(f"false pairs: {rate}")
     return report, mistakes + false
 
 
