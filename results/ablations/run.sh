@@ -4,6 +4,7 @@
 # that they stand beside, nothing changed, are those of results/scenes. From the repository's root:
 #     bash results/ablations/run.sh [python]
 # MoCo's runs are of commit ae35256, torch 2.14 (output-moco.txt); the others of f5ed5ca, torch 2.15.
+# Then the colour jitter of BYOL and SimSiam in SimCLR and MoCo, planned before the first run: 12 runs in float32, 40 minutes.
 set -e
 python=${1:-.venv/bin/python}
 export OMP_NUM_THREADS=1
@@ -28,7 +29,16 @@ list_runs() {
     done
   done
 }
-for run in runs/*-{share,false,without}*-scenes-seed[0-2] runs/simclr-*-{shufflenet_v2_x0_5,regnet_x_400mf}-scenes-seed[0-2]; do
+strong_jitter() {
+  for method in simclr moco; do
+    for seed in 0 1 2; do
+      for arm in augmented semantic; do
+        echo "$method.py --pairs $arm --seed $seed --jitter 0.2 0.2 0.8 0.5 --precision float32 --out runs/jitter/$method-$arm-seed$seed"
+      done
+    done
+  done
+}
+for run in runs/jitter runs/*-{share,false,without}*-scenes-seed[0-2] runs/simclr-*-{shufflenet_v2_x0_5,regnet_x_400mf}-scenes-seed[0-2]; do
   [ ! -e "$run" ] || { echo "$run is there already: move it away first, a run is never overwritten" >&2; exit 2; }
 done
 mkdir -p runs
@@ -47,3 +57,10 @@ compare curation "" $base/simclr-{augmented,semantic}-scenes-seed[0-2] $here/sim
 methods=$(for method in simclr moco byol simsiam; do echo $base/$method-*-scenes-seed[0-2] $here/$method-*-without-{crop,jitter-gray,crop-flip-jitter-gray}-scenes-seed[0-2]; done)
 compare augmentation without $methods
 compare architecture backbone $base/simclr-{augmented,semantic}-scenes-seed[0-2] $here/simclr-*-{shufflenet_v2_x0_5,regnet_x_400mf}-scenes-seed[0-2]
+
+strong_jitter | xargs -P 2 -L 1 "$python" > runs/jitter-output.txt 2>&1
+for run in runs/jitter/*; do
+  mkdir -p "$here/jitter/$(basename "$run")"
+  cp "$run"/{config.json,result.json,log.jsonl} "$here/jitter/$(basename "$run")/"
+done
+compare jitter "" $here/jitter/*-seed[0-2]
