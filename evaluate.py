@@ -1056,7 +1056,7 @@ class Run:
         if self.std < 0.5 and not self.warned:
             print(f"warning: the embeddings are still alike at the end (std {self.std:.2f}, healthy is near 1): more --epochs, another "
                   f"--lr{' or a higher --temperature' if 'temperature' in self.config else ''} may help.", flush=True)
-        if data is None or self.config["pairs"] not in ("augmented", "semantic") and not pairs.folders_in(data):
+        if data is None or self.config["pairs"] not in ("augmented", "semantic") and not pairs.can_judge(data):
             print(f"No labelled --data was given, so no table. Later: python evaluate.py linear {self.folder} --data DIR")
             return
         show_table(evaluate_run(self.folder, ["linear", "knn"], default_data(self.config), self.device), self.config)

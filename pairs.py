@@ -53,7 +53,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import torchvision
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 try:
     import fcntl
@@ -544,12 +544,12 @@ def load_pairs(args):
     if args.data in SCENES[1:]:
         raise UserError(f"--data {args.data} is for evaluation, and is evaluated after a run on scenes; pretrain on --data scenes")
     in_folder = args.data not in (None, *DATA_SETS) and Path(args.data).is_dir()
-    has_classes = in_folder and folders_in(args.data)
+    of_classes = args.pairs in ("augmented", "semantic")
+    has_classes = in_folder and (bool(folders_in(args.data)) if of_classes else can_judge(args.data))
     if has_classes:
         list_folder(Path(args.data), "test")  # what the run will be judged on: a mistake should show before the images are read
-    if in_folder:
         not_a_class(args.data, {"--cache": args.cache, "--out": args.out or "runs"})
-    if args.pairs in ("augmented", "semantic"):
+    if of_classes:
         pool = load_images(args.data, "train", args.image_size, args.limit, args.seed, args.root, args.download, args.skip_bad, args.cache)
         source = make_pairs(args.pairs, pool, args.seed)
     elif args.data is not None and not in_folder:
@@ -628,12 +628,14 @@ def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=Non
 def categories_of(table, folder):
     """{path: category} of the images of a list's rows, "" where neither the list nor a class folder tells."""
     own, category = functools.cache(lambda path: category_of(path, folder)), {}
-    for row in table:  # a row's category is its anchor's
+    # whether the list's categories are its class folders; rows without a file do not count
+    folders_tell = all(row["category"] in ("", own(row["image_a"])) or not row["image_a"].is_file() for row in table)
+    for row in sorted(table, key=lambda row: not row["category"]):  # a row's category is its anchor's; those that have one first
         category.setdefault(row["image_a"], row["category"] or own(row["image_a"]))
     names = set(category.values()) - {""}
     for row in table:  # a partner that is never an anchor may be of another category, that of its class folder
         a, b = row["image_a"], row["image_b"]
-        tells = own(b) not in ("", own(a)) and (own(b) in names or row["category"] in ("", own(a)))
+        tells = own(b) not in ("", own(a)) and (own(b) in names or folders_tell or not row["category"])
         category.setdefault(b, own(b) if tells else category[a])
     return category
 
@@ -923,9 +925,12 @@ def open_torchvision(data, split, root, download):
 
 def find_images(folder):
     """The image files below a folder, by suffix, in the order of their names; hidden ones, and hidden folders, are left out, links
-    to folders are followed, to each once."""
+    to folders are followed, to each once. Raises OSError for a folder that may not be read."""
+    def stop(error):
+        raise error
+
     found, seen = [], set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=stop, followlinks=True):
         folders[:] = sorted(name for name in folders if name[0] != ".")  # else the disk's order would decide which link is followed
         if (real := os.path.realpath(parent)) in seen:
             folders.clear()
@@ -991,8 +996,30 @@ def list_folder(folder, split):
     return paths, torch.tensor(labels), classes
 
 
+def can_judge(folder):
+    """Whether a run on a list of pairs can be judged on the folder of its images: class folders, two or more, with a test split.
+
+    A list needs only the paths, so other folders are no mistake there; a note says what is missing.
+    """
+    folder = Path(folder)
+    if not folders_in(folder):
+        return False
+    try:
+        *_, classes = list_folder(folder, "test")
+        list_folder(folder, "train")
+    except UserError as error:
+        print(f"note: the run will not be judged on {folder}: {error}", flush=True)
+        return False
+    return len(classes) > 1
+
+
 class BadImage(UserError):
     """An image that cannot be read: which and why."""
+
+
+Turn = Image.Transpose
+TURNS = {2: Turn.FLIP_LEFT_RIGHT, 3: Turn.ROTATE_180, 4: Turn.FLIP_TOP_BOTTOM, 5: Turn.TRANSPOSE, 6: Turn.ROTATE_270,
+         7: Turn.TRANSVERSE, 8: Turn.ROTATE_90}  # what makes an image of each EXIF orientation upright
 
 
 def open_image(item):
@@ -1005,7 +1032,8 @@ def open_image(item):
         if image.mode == "F":
             raise ValueError("its pixels are floating-point numbers, whose range is not known")
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))  # ImageOps.exif_transpose refuses some odd tags
+        image = image.transpose(turn) if turn is not None else image
         if image.mode.startswith("I"):  # 16 bits: PIL would cut them off at 255
             pixels = np.asarray(image).clip(0, 65535)
             image = Image.fromarray((pixels if image.mode == "I" and pixels.max() < 256 else pixels // 256).astype(np.uint8))
@@ -1156,7 +1184,12 @@ def map_by_processes(function, jobs):
     tell_unguarded_script()
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent)
     try:
-        yield from pool.map(function, jobs)
+        in_main = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None  # new processes inherit it: Ctrl-C is for this one
+        results = pool.map(function, jobs)
+        if in_main:
+            signal.signal(signal.SIGINT, before)
+        yield from results
     except BrokenProcessPool:
         raise UserError("a process that reads images was killed, perhaps for want of memory; start again: what is in the cache is kept") from None
     finally:
@@ -1690,7 +1723,9 @@ def main():
         if there.exists():
             raise UserError(f"{there} exists and is not overwritten; choose another --out")
     folder = Path(args.data)
-    labelled = folder.is_dir() and folders_in(folder)
+    if not folder.is_dir():
+        raise UserError(f"--data {folder}: no such folder")
+    labelled = folders_in(folder)
     not_a_class(args.data, {"--cache": args.cache})
     if not (labelled and out.parent.resolve() == folder.resolve()):  # a list beside the classes is none of them
         not_a_class(args.data, {"--out": out.parent})

@@ -17,13 +17,13 @@ import torchvision
 import torchvision.transforms.v2 as T
 import torchvision.transforms.v2.functional as TF
 from matplotlib.axes import Axes
-from PIL import Image
+from PIL import Image, ImageOps
 
 import evaluate
 import pairs
 import simclr
 from pairs import UserError
-from test_scripts import call_here
+from test_scripts import call_here, printed
 
 
 def photos(n=6, size=24, seed=0):
@@ -594,6 +594,32 @@ def test_what_is_transparent_is_white_and_floating_point_images_are_refused(tmp_
     assert pairs.natural_size([tmp_path / "f.tif", tmp_path / "a.png"]) == 8
 
 
+def test_every_orientation_is_upright_also_beside_tags_that_pillow_cannot_write(tmp_path):
+    image = Image.fromarray(torch.randint(256, (6, 4, 3), dtype=torch.uint8).numpy())
+    for orientation in range(9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        image.save(tmp_path / "a.png", exif=exif)
+        assert (np.asarray(pairs.open_image(tmp_path / "a.png")) == np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "a.png")))).all()
+    odd = b"Exif\0\0" + b"II*\0\x08\0\0\0" + b"\x02\0" + b"\x12\x01\x03\0\x01\0\0\0\x06\0\0\0" + b"\x1a\x01\x02\0\x03\0\0\x0072\0\0" + bytes(4)
+    image.save(tmp_path / "a.jpg", exif=odd)  # turned by a quarter; its resolution is a text
+    assert pairs.open_image(tmp_path / "a.jpg").size == (6, 4)
+
+
+def test_a_folder_that_may_not_be_read_is_told(tmp_path, monkeypatch):
+    two_colours(tmp_path / "d")
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "blue":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    status, _, error = call_here("simclr.py", "--data", tmp_path / "d", "--device", "cpu", "--out", tmp_path / "run", "--cache", tmp_path / "c")
+    assert status == 2 and "blue: permission denied" in error
+
+
 def test_awkward_images_are_read_as_they_look(tmp_path):
     names = awkward(tmp_path / "c")
     assert [p.relative_to(tmp_path / "c").as_posix() for p in pairs.find_images(tmp_path / "c")] == names
@@ -995,18 +1021,42 @@ def test_propose_strike_out_check_and_train_as_a_user_does(tmp_path):
     assert status == 2 and "be one of its classes" in error and not (folder / "train" / "lists").exists()
 
 
-def test_nothing_is_written_among_images_without_classes(tmp_path, monkeypatch):
-    """Else the folder of the cache, or of the runs, would be its first class, and the contact sheets its images."""
+def test_contact_sheets_are_not_written_among_images_without_classes(tmp_path):
     (two_colours(tmp_path / "d") / "train" / "red").rename(tmp_path / "flat")
-    (tmp_path / "l.csv").write_text("image_a,image_b\n00.png,01.png\n02.png,03.png\n")
-    monkeypatch.chdir(tmp_path / "flat")
-    before = sorted(Path().iterdir())
-    status, _, error = call_here("simclr.py", "--pairs", tmp_path / "l.csv", "--data", tmp_path / "flat", "--batch-size", "2", "--device", "cpu")
-    assert status == 2 and "--cache cache would lie in --data" in error and "or its images" in error
     features = ["--by", "features", "--backbone-file", "x.pt", "--cache", tmp_path / "c", "--device", "cpu"]
-    status, _, error = call_here("pairs.py", "propose", "--data", tmp_path / "flat", "--out", "p.csv", *features)
-    assert status == 2 and "would lie in --data" in error
-    assert sorted(Path().iterdir()) == before
+    status, _, error = call_here("pairs.py", "propose", "--data", tmp_path / "flat", "--out", tmp_path / "flat" / "p.csv", *features)
+    assert status == 2 and "would lie in --data" in error and "or its images" in error and len(list((tmp_path / "flat").iterdir())) == 12
+    status, _, error = call_here("pairs.py", "propose", "--data", tmp_path / "flta", "--out", tmp_path / "p.csv", *features)
+    assert status == 2 and "flta: no such folder" in error
+
+
+@pytest.mark.parametrize("layout, note", [
+    (".", None), ("images", None), ("train/red", "has train/ but neither test/ nor val/"), ("red", "annotations holds no image"),
+])
+def test_a_list_needs_no_class_folders(tmp_path, monkeypatch, layout, note):
+    """Its images may lie anywhere below --data, also if that is where the program runs and writes; then without a table."""
+    folder = tmp_path / "d"
+    (folder / layout).mkdir(parents=True, exist_ok=True)
+    for file in (two_colours(tmp_path / "colours") / "train" / "red").iterdir():
+        file.rename(folder / layout / file.name)
+    if layout == "red":
+        (folder / "annotations").mkdir()
+    (tmp_path / "l.csv").write_text("image_a,image_b\n" + "".join(f"{layout}/{i:02d}.png,{layout}/{i + 1:02d}.png\n" for i in range(4)))
+    monkeypatch.chdir(folder)
+    for arm in ("semantic", "augmented"):
+        said = printed("simclr.py", "--pairs", "../l.csv", "--data", ".", "--arm", arm, "--backbone", "convnet", "--batch-size", "2", "--epochs", "1", "--device", "cpu")
+        assert "so no table" in said and (note is None or note in said)
+    assert len(list((folder / "runs").iterdir())) == 2
+
+
+def test_a_list_is_judged_on_class_folders_where_there_are_some(tmp_path):
+    folder = two_colours(tmp_path / "d")
+    assert not pairs.can_judge(folder)  # test/ is empty
+    for name in ("red", "blue"):
+        Image.new("RGB", (16, 16), name).save(folder / "test" / name / "a.png")
+    assert pairs.can_judge(folder)
+    shutil.rmtree(folder / "train" / "blue"), shutil.rmtree(folder / "test" / "blue")
+    assert not pairs.can_judge(folder)  # one class
 
 
 @pytest.mark.parametrize("options, said", [
@@ -1099,6 +1149,16 @@ def test_a_partner_of_another_class_folder_is_false_where_only_some_categories_a
             "red/05.png,train/red/06.png,special"]  # the last partner, no anchor, lies in a folder that is another row's category, but so does its anchor
     (tmp_path / "l.csv").write_text("image_a,image_b,category\n" + "".join(f"train/{row}\n" for row in rows))
     assert "false pairs: 1 of 5 (20.0%)" in pairs.check(tmp_path / "l.csv", folder)[0]
+
+
+def test_a_category_holds_for_all_rows_of_an_anchor_and_may_be_coarser_than_the_folders(tmp_path):
+    table = [{"image_a": Path(a), "image_b": Path(b), "category": c} for a, b, c in (("0", "1", ""), ("0", "2", "dog"), ("3", "2", "dog"))]
+    assert set(pairs.categories_of(table, Path()).values()) == {"dog"}
+    folder = two_colours(tmp_path / "d")
+    (folder / "train" / "green").mkdir()
+    shutil.copy(folder / "train" / "red" / "00.png", folder / "train" / "green" / "00.png")
+    (tmp_path / "l.csv").write_text("image_a,image_b,category\ntrain/red/01.png,train/green/00.png,red\ntrain/blue/01.png,train/green/00.png,red\n")
+    assert "false pairs: 0 of 2 (0.0%)" in pairs.check(tmp_path / "l.csv", folder)[0]  # blue ones are red here, so folders do not tell
 
 
 def test_rows_that_a_spreadsheet_leaves_empty_are_skipped_and_half_rows_told(tmp_path):
