@@ -94,7 +94,7 @@ def build_backbone(name, image_size, zero_init_residual=False, verbose=False):
         raise UserError(f"--backbone {name}: choose convnet, resnet18, resnet50 or another classification model of torchvision")
     options = {"image_size": image_size} if name.startswith("vit") else {}
     if name in ("googlenet", "inception_v3"):
-        options = {"aux_logits": False, "init_weights": True}
+        options = {"aux_logits": False, "init_weights": True, "transform_input": True}  # the last as torchvision's weights need it
     if zero_init_residual and name.startswith(("resnet", "resnext", "wide_resnet")):
         options = {"zero_init_residual": True}
     try:
@@ -191,8 +191,9 @@ def adopt(file, name, image_size=224, out=None):
     if folder.exists() and any(folder.iterdir()) and read_config(folder) != config:
         raise UserError(f"{folder} exists and is of another backbone or option; --out DIR writes elsewhere")
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", config)  # first: if this is killed, the same again will finish it
-    save_tensors(folder / "backbone.pt", backbone.state_dict())
+    with pairs.locked(folder / "result.json.lock"):  # the same weights may be evaluated twice at the same time
+        write_json(folder / "config.json", config)  # first: if this is killed, the same again will finish it
+        save_tensors(folder / "backbone.pt", backbone.state_dict())
     return folder
 
 
@@ -261,7 +262,7 @@ def knn(train_x, train_y, test_x, test_y, k=200, temperature=0.1):
     Cosine similarity s of features (N, d); each of the k nearest training images votes exp(s / temperature)
     for its class. k is cut to the number of training images.
     """
-    train_x, test_x = F.normalize(train_x, dim=1), F.normalize(test_x, dim=1)
+    train_x, test_x = (F.normalize(x, dim=1, eps=torch.finfo(x.dtype).tiny) for x in (train_x, test_x))  # features may be small
     correct, classes = 0, int(train_y.max()) + 1
     for x, y in zip(test_x.split(1024), test_y.split(1024)):
         similarity, index = (x @ train_x.T).topk(min(k, len(train_x)), dim=1)
@@ -355,7 +356,8 @@ def linear_probe(train_x, train_y, test_x, test_y, classes, grid=L2_GRID, split=
     "accuracy" is in the metric named (see `score`).
     """
     held, kept = (rows.to(train_y.device) for rows in split or a_fifth(train_y.cpu()))
-    mean, std = train_x.mean(0), train_x.std(0).clamp(min=1e-6)
+    least = 1e-6 * train_x.abs().max().clamp(max=1).item()  # so that constant features stay 0; all may be small, as those of an untrained MobileNet
+    mean, std = train_x.mean(0), train_x.std(0).clamp(min=max(least, 1e-30))
     train_x, test_x = (train_x - mean) / std, (test_x - mean) / std
     accuracy = lambda w, x, y: score(metric, x @ w[:-1] + w[-1], y)
 
@@ -955,7 +957,7 @@ class Run:
         checkpoint, log = self.folder / "checkpoint.pt", self.folder / "log.jsonl"
         if not checkpoint.is_file():
             raise UserError(f"--resume: there is no {checkpoint} to go on from; name the run's folder with --out, or start a new one "
-                            "without --resume")
+                            "without --resume" + ", after removing that folder" * self.folder.exists())
         old = read_config(self.folder)
         for name in vars_of(self.config):
             if name not in WHERE_IT_RUNS and old.get(name) != self.config[name]:
@@ -1150,11 +1152,11 @@ def default_data(config):
     return ["scenes", "scenes-held-out"] if config["data"] == "scenes" else [config["data"]]
 
 
-def load_splits(config, data, root=None, download=False, skip_bad=False, splits=("train", "test", "val")):
+def load_splits(config, data, root=None, download=False, skip_bad=False, cache=None, splits=("train", "test", "val")):
     """The ImageSets of the splits (None where there is no val) of `data` as the run of this config saw or would have seen them."""
     alike = config["data"] and Path(data).name == Path(config["data"]).name and config["pairs"] in ("augmented", "semantic")
     load = lambda split, limit: pairs.load_images(data, split, config["image_size"], limit, config["seed"], root or config["root"], download,
-                                                  skip_bad or config.get("skip_bad", False), config.get("cache"))
+                                                  skip_bad or config.get("skip_bad", False), cache or config.get("cache", "cache"))
     found = [load(split, config["limit"] if alike else None) for split in splits]
     if alike and "train" in splits and found[0].files_crc32 != config.get("files_crc32", found[0].files_crc32):
         if Path(data).resolve() == Path(config["data"]).resolve():
@@ -1164,7 +1166,7 @@ def load_splits(config, data, root=None, download=False, skip_bad=False, splits=
     return found
 
 
-def evaluate_run(run, heads, data_names, device, root=None, download=False, skip_bad=False, **options):
+def evaluate_run(run, heads, data_names, device, root=None, download=False, skip_bad=False, cache=None, **options):
     """Evaluates a run's backbone with the heads (see `judge`) on each named data set, and adds to result.json.
 
     Returns {head: {data: result}} of what was evaluated now. `options` go to fine_tune.
@@ -1176,7 +1178,7 @@ def evaluate_run(run, heads, data_names, device, root=None, download=False, skip
     trained, untrained, results = trained.to(device), untrained.to(device), {head: {} for head in heads}
     for data in data_names:
         print(f"{run}: {', '.join(heads)} on {data}, the trained and the untrained backbone", flush=True)
-        train, test, val = load_splits(config, data, root, download, skip_bad)
+        train, test, val = load_splits(config, data, root, download, skip_bad, cache)
         if "knn" in heads and train.labels.ndim > 1:
             raise UserError(f"knn: the images of {data} have several classes each; use transfer")
         share = f", {options['fraction']:g} of the labels, seed {options['seed']}" if "fraction" in options else ""
@@ -1214,7 +1216,7 @@ def detect_run(run, data, device, init, kind, size, steps, batch_size, lr, rois,
     return name, result
 
 
-def invariance_run(run, device, data=None, root=None, download=False, skip_bad=False):
+def invariance_run(run, device, data=None, root=None, download=False, skip_bad=False, cache=None):
     """Shares of the nuisance factors of scenes, and of image transformations on `data`, added to result.json.
 
     Returns {table: {"factors": {name: {"share", "untrained", "inside"}}, ...}}, see share_of_factor; "inside" says
@@ -1229,7 +1231,7 @@ def invariance_run(run, device, data=None, root=None, download=False, skip_bad=F
     inside = lambda factor: pairs.FACTORS.get(factor, factor) in switches if config["method"] else None
     models = dict(zip(("share", "untrained"), (b.to(device) for b in backbones)))
     results, data = {}, data or (default_data(config)[-1] if config["data"] else "scenes-held-out")
-    found, = load_splits(config, data, root, download, skip_bad, ["test"])
+    found, = load_splits(config, data, root, download, skip_bad, cache, ["test"])
     if found.labels.ndim > 1:
         raise UserError(f"invariance: the images of {data} have several classes each; name another --data")
     for name, (labels, images, changes) in (("factors of scenes", scene_changes(config["seed"], size)),
@@ -1255,10 +1257,11 @@ def show_table(results, config):
     for head, data, r in rows:
         metric = f"  {r['metric']}" if r.get("metric", "top-1") != "top-1" else ""
         print(f"{TITLES[head]:14}{data:{wide}}{r['classes']:8}{r['chance']:9.3f}{r['untrained']:11.3f}{r['accuracy']:10.3f}{metric}")
+    ks = dict.fromkeys(str(r["k"]) for head, _, r in rows if head == "knn")
     if "finetune" in results:
         print("Test accuracy with all layers trained; untrained: the same from a random start.")
     else:
-        print("Test accuracy of frozen backbone features." + " kNN: k = 200, temperature 0.1." * ("knn" in results))
+        print("Test accuracy of frozen backbone features." + f" kNN: k = {' or '.join(ks)}, temperature 0.1." * bool(ks))
     of = lambda data: any(name == data or name.startswith(f"{data}, ") for _, name, _ in rows)  # after that, the share of the labels
     if of("scenes-held-out"):
         print("The headline is scenes-held-out: categories that no pretraining image shows. Semantic pairs use")
@@ -1384,10 +1387,15 @@ def compare(runs, by=(), only=()):
         if not file.is_file():
             raise UserError(f"{run} has no result.json: evaluate it first, e.g. python evaluate.py linear {run}")
         for name in by:
+            if name in FREE:
+                raise UserError(f"--by {name}: leave it out, as runs that differ in it are told apart or paired without it")
             if name not in vars_of(config):
                 raise UserError(f"--by {name}: no option of {run}; its options are {', '.join(vars_of(config))}")
         values = ("with all transforms" if name == "without" and not config[name] else f"{name} {shown(config[name])}" for name in by)
-        found = measures(read_json(file))
+        try:
+            found = measures(read_json(file))
+        except UserError as error:
+            raise UserError(f"{run}: {error}") from None
         groups.setdefault((config["method"] or run.name, ", ".join([data_of(config), *values])), []).append((run, config, found))
         known |= found
     for name in only:
@@ -1523,14 +1531,16 @@ def draw_comparison(rows, path, panels=6):
 
 @pairs.picture()
 def draw_invariance(results, path):
-    """A picture of the shares {run: what invariance_run returns}: a panel for each method, a row for each factor, a point for
-    each run, the mean larger; shaded are the factors that the method's augmentation has, or imitates."""
+    """A picture of the shares {run: what invariance_run returns}: a panel for each method (for each data set and augmentation that
+    its runs have), a row for each factor, a point for each run, the mean larger; shaded is what the augmentation has, or imitates."""
     import matplotlib.pyplot as plt
 
     by_method = {}
     for run, shares in results.items():
         config = read_config(run)
-        by_method.setdefault(config["method"] or Path(run).name, []).append((arm_of(config), shares))
+        name = (config["method"] or Path(run).name) + (f" without {config['without']}" if config.get("without") else "")
+        inside = tuple(v["inside"] for r in shares.values() for v in r["factors"].values())
+        by_method.setdefault((name, config["method"] or run, *shares, inside), []).append((arm_of(config) + control_of(config), shares))
     kinds = list(dict.fromkeys(kind.split(" of ")[0] for members in by_method.values() for _, shares in members for kind in shares))
     figure, axes = plt.subplots(len(kinds), len(by_method), figsize=(1 + 2.7 * len(by_method), 3.2 * len(kinds)), squeeze=False,
                                 sharex=True, sharey="row", layout="constrained")
@@ -1552,7 +1562,7 @@ def draw_invariance(results, path):
                     axis.axhspan(place - 0.5, place + 0.5, color="0.93", zorder=0, label="the augmentation has or imitates it")
             axis.set_yticks(range(len(factors)), factors, fontsize=8), axis.set_ylim(-0.5, len(factors) - 0.5)
             axis.set_xlim(-0.03, 1), axis.grid(alpha=0.3)
-            axis.set_title(f"{method}: {next(name for _, shares in members for name in shares if name.startswith(kind))}", fontsize=8)
+            axis.set_title(f"{method[0]}: {next(name for name in members[0][1] if name.startswith(kind))}", fontsize=8)
     for axis in axes[-1]:
         axis.set_xlabel("share (0: ignored, 0.5: as the category)", fontsize=8)
     legend_below(figure)
@@ -1582,6 +1592,7 @@ def parse_args(argv=None):
             sub.add_argument("--root", help="folder of torchvision's data sets [the run's]")
             sub.add_argument("--download", action="store_true", help="let torchvision download the data sets")
             sub.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read, and say which, instead of stopping [the run's]")
+            sub.add_argument("--cache", help="folder for the decoded images of folders, kept for later [the run's]")
         return sub
 
     for name, text in (("knn", "weighted kNN (k 200, temperature 0.1) on frozen features"),
@@ -1647,7 +1658,7 @@ def main():
         for run in args.run:
             read_config(run)
         for run in args.run:
-            results[run] = invariance_run(run, device, args.data, args.root, args.download, args.skip_bad)
+            results[run] = invariance_run(run, device, args.data, args.root, args.download, args.skip_bad, args.cache)
             for name, found in results[run].items():
                 print(f"{run}: {name}\n{'':14}{'inside':>8}{'untrained':>11}{'this run':>10}")
                 for factor, r in found["factors"].items():
@@ -1668,7 +1679,7 @@ def main():
         config = read_config(args.run)
         options = {key: getattr(args, key) for key in ("fraction", "steps", "batch_size", "seed") if key in args}
         data = args.data or default_data(config)
-        show_table(evaluate_run(args.run, [args.command], data, device, args.root, args.download, args.skip_bad, **options), config)
+        show_table(evaluate_run(args.run, [args.command], data, device, args.root, args.download, args.skip_bad, args.cache, **options), config)
 
 
 if __name__ == "__main__":

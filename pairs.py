@@ -550,6 +550,8 @@ def load_pairs(args):
         list_folder(Path(args.data), "test")  # what the run will be judged on: a mistake should show before the images are read
         not_a_class(args.data, {"--cache": args.cache, "--out": args.out or "runs"})
     if of_classes:
+        for split in ("test", "val") if args.data in TORCHVISION_SETS else ():  # the same, or download it now
+            open_torchvision(args.data, split, args.root, args.download)
         pool = load_images(args.data, "train", args.image_size, args.limit, args.seed, args.root, args.download, args.skip_bad, args.cache)
         source = make_pairs(args.pairs, pool, args.seed)
     elif args.data is not None and not in_folder:

@@ -80,7 +80,7 @@ def test_runs_that_were_judged_otherwise_or_stopped_are_refused(make):
         evaluate.compare([*runs, other])
     assert [row["measure"] for row in evaluate.compare([*runs, other], only=["linear held"])] == ["linear held"]  # which is comparable
     evaluate.add_results(runs[0], {"detect": {"v, seed 0": {"ap": 0.3, "ap50": 0.6, "steps": 2}, "v, seed 1": {"ap": 0.5, "ap50": 0.8, "steps": 3}}})
-    with pytest.raises(UserError, match="not all were trained alike: steps is 2 and 3"):
+    with pytest.raises(UserError, match=f"{runs[0]}: .*not all were trained alike: steps is 2 and 3"):
         evaluate.compare(runs)
     with pytest.raises(UserError, match="has only 7 of its 30 epochs: let it end, or go on with --resume"):
         evaluate.compare([make("semantic", 1, 0.6, trained_epochs=7)])
@@ -112,6 +112,8 @@ def test_an_ablation_has_rows_of_its_own_for_each_value_of_an_option(make):
     assert [(r["data"], round(r["difference"][0], 6)) for r in rows] == [("scenes, with all transforms", 0.4), ("scenes, without crop", 0.5)]
     with pytest.raises(UserError, match="not comparable: lr is 0.5"):  # what is not named must still be equal
         evaluate.compare([*runs, make("semantic", 1, 0.6, without="", lr=0.4)], by=["without"])
+    with pytest.raises(UserError, match="--by semantic_share: leave it out"):
+        evaluate.compare(runs, ["semantic-share"])
     with pytest.raises(UserError, match="--by image_sise: no option of "):
         evaluate.compare(runs, by=["image-sise"])
     evaluate.add_results(runs[0], {"knn": {"held": {"accuracy": 0.3, "untrained": 0.1, "chance": 0.05}}})

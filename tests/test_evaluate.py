@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -145,9 +146,11 @@ def test_the_table_says_which_categories_pretraining_has_seen(capsys):
 
 def test_the_table_has_its_numbers_under_their_names(capsys):
     r = {"accuracy": 0.5, "untrained": 0.2, "chance": 0.1, "classes": 10}
-    evaluate.show_table({"knn": {"photos": r}}, {"pairs": "augmented", "data": "photos"})
-    head, row = (line.split() for line in capsys.readouterr().out.splitlines()[1:3])
+    evaluate.show_table({"knn": {"photos": r | {"k": 50}}, "transfer": {"photos": r | {"metric": "mAP"}}}, {"pairs": "augmented", "data": "photos"})
+    said = capsys.readouterr().out
+    head, row, odd = (line.split() for line in said.splitlines()[1:4])
     assert head == ["data", "classes", "chance", "untrained", "this", "run"] and row[-5:] == ["photos", "10", "0.100", "0.200", "0.500"]
+    assert "kNN: k = 50, temperature 0.1" in said and row[-5:] == odd[-6:-1] and odd[-1] == "mAP"
 
 
 # -- heads
@@ -161,6 +164,16 @@ def test_knn_by_hand():
         test_x = torch.tensor([[7.0, 0, 0]])
         assert evaluate.knn(train_x, train_y, test_x, torch.tensor([expected]), k=3, temperature=temperature) == 1
         assert evaluate.knn(train_x, train_y, test_x, torch.tensor([1 - expected]), k=3, temperature=temperature) == 0
+
+
+def test_features_of_any_scale_are_judged_alike():
+    """Those of an untrained EfficientNet are of 1e-14; a constant one stays 0."""
+    torch.manual_seed(0)
+    y = torch.arange(100) % 4
+    x = torch.randn(4, 8)[y] + torch.randn(100, 8)
+    x[:, 3] = 0.7
+    judged = lambda x: (evaluate.linear_probe(x[:60], y[:60], x[60:], y[60:], 4)["accuracy"], evaluate.knn(x[:60], y[:60], x[60:], y[60:], k=5))
+    assert judged(x) == judged(x * 2.0**-45) and min(judged(x)) > 0.4
 
 
 @pytest.mark.parametrize("width, temperature", [(5, 0.1), (2, 0.005), (512, 0.005)])
@@ -574,23 +587,24 @@ def test_invariance_is_of_test_images_of_the_runs_world_and_view(tmp_path, monke
 
 
 def test_the_picture_of_shares_names_each_row_and_shades_what_each_method_has(tmp_path, monkeypatch):
-    """Two methods, of which one solarises, and weights from elsewhere, of which that is not known."""
+    """Two methods, of which one solarises and one has a run without crops; two weights of one name, of which that is not known."""
     plt = pytest.importorskip("matplotlib.pyplot")
     results = {}
-    for name, method, inside in (("a", "simclr", {"crop"}), ("b", "byol", {"crop", "solarize"}), ("c", None, None), ("d", None, None)):
-        (tmp_path / name).mkdir()
-        evaluate.write_json(tmp_path / name / "config.json", {"method": method, "backbone": "resnet18", "pairs": method and "semantic", "seed": 0})
+    for name, method, inside in (("a", "simclr", {"crop"}), ("b", "byol", {"crop", "solarize"}), ("c", None, None), ("d/c", None, None), ("e", "simclr", {"flip"})):
+        (tmp_path / name).mkdir(parents=True)
+        without = "crop" if name == "e" else ""
+        evaluate.write_json(tmp_path / name / "config.json", {"method": method, "backbone": "resnet18", "pairs": method and "semantic", "seed": 0, "without": without})
         factors = {f: {"inside": inside and f in inside, "untrained": 0.5, "share": share} for f, share in (("crop", 0.1), ("flip", 0.2), ("solarize", 0.3))}
         results[tmp_path / name] = {"transformations of x": {"factors": factors}}
     monkeypatch.setattr(plt, "close", lambda figure: None)
     evaluate.draw_invariance(results, tmp_path / "shares.png")
     figure = plt.gcf()
     monkeypatch.undo()
-    assert [axis.get_title().split(":")[0] for axis in figure.axes] == ["simclr", "byol", "c", "d"]
+    assert [axis.get_title().split(":")[0] for axis in figure.axes] == ["simclr", "byol", "c", "c", "simclr without crop"]
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]  # those that are seen, beside all panels
-    for axis, shaded in zip(figure.axes, ({"crop"}, {"crop", "solarize"}, set(), set()), strict=True):
+    for axis, shaded in zip(figure.axes, ({"crop"}, {"crop", "solarize"}, set(), set(), {"flip"}), strict=True):
         rows = {line.get_label(): line for line in axis.lines}
-        points = dict(zip(names, rows["any" if axis.get_title()[0] in "cd" else "semantic"].get_xdata()))
+        points = dict(zip(names, rows["any" if axis.get_title()[0] == "c" else "semantic"].get_xdata()))
         assert points == pytest.approx({"crop": 0.1, "flip": 0.2, "solarize": 0.3})
         assert {names[round(patch.get_y() + 0.5)] for patch in axis.patches} == shaded
     plt.close(figure)
@@ -942,6 +956,15 @@ def test_weights_of_torchvisions_format_are_taken_and_misfits_listed(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
+def test_weights_may_be_evaluated_twice_at_the_same_time(tmp_path):
+    torch.save(evaluate.ConvNet().state_dict(), tmp_path / "c.pt")
+    with ThreadPoolExecutor(4) as threads:
+        folders = list(threads.map(lambda _: evaluate.adopt(tmp_path / "c.pt", "convnet", 16, out=tmp_path / "run"), range(12)))
+    assert folders == [tmp_path / "run"] * 12
+    evaluate.load_backbone(tmp_path / "run")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
 def test_results_of_evaluations_that_end_at_the_same_time_are_all_kept(tmp_path):
     code = ("import sys, evaluate\n"
             "print('ready', flush=True), sys.stdin.readline()\n"
@@ -984,8 +1007,10 @@ def test_data_are_loaded_as_for_the_run_unless_told_otherwise(monkeypatch):
     monkeypatch.setattr(pairs, "load_images", lambda *given: asked.append(given) or labelled(4, 0))
     config = {"data": "photos", "pairs": "semantic", "limit": None, "image_size": 8, "seed": 0, "root": "there", "skip_bad": True, "cache": "c"}
     evaluate.load_splits(config, "photos", splits=["test"])
-    evaluate.load_splits(config, "photos", "here", True, splits=["test"])
-    assert asked == [("photos", "test", 8, None, 0, "there", False, True, "c"), ("photos", "test", 8, None, 0, "here", True, True, "c")]
+    evaluate.load_splits(config, "photos", "here", True, cache="other", splits=["test"])
+    evaluate.load_splits({k: v for k, v in config.items() if k != "cache"}, "photos", splits=["test"])  # of weights from elsewhere
+    assert asked == [("photos", "test", 8, None, 0, "there", False, True, "c"), ("photos", "test", 8, None, 0, "here", True, True, "other"),
+                     ("photos", "test", 8, None, 0, "there", False, True, "cache")]
 
 
 def test_scenes_are_those_of_the_runs_world():

@@ -282,16 +282,16 @@ def test_options_of_evaluations_arrive(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "evaluate_run", lambda *given, **options: asked.append((given[3:], options)) or {})
     monkeypatch.setattr(evaluate, "show_table", lambda *_: None)
     run("finetune", "--device", "cpu")
-    run("finetune", "--device", "cpu", "--root", "r", "--download", "--skip-bad", "--fraction", "0.5", "--steps", "7", "--batch-size", "9", "--seed", "3")
-    assert asked == [((cpu, None, False, False), {"fraction": 1.0, "steps": 1000, "batch_size": 64, "seed": 0}),
-                     ((cpu, "r", True, True), {"fraction": 0.5, "steps": 7, "batch_size": 9, "seed": 3})]
+    run("finetune", "--device", "cpu", "--root", "r", "--download", "--skip-bad", "--cache", "c", "--fraction", "0.5", "--steps", "7", "--batch-size", "9", "--seed", "3")
+    assert asked == [((cpu, None, False, False, None), {"fraction": 1.0, "steps": 1000, "batch_size": 64, "seed": 0}),
+                     ((cpu, "r", True, True, "c"), {"fraction": 0.5, "steps": 7, "batch_size": 9, "seed": 3})]
     monkeypatch.setattr(evaluate, "invariance_run", lambda *given: asked.append(given[2:]) or {})
     monkeypatch.setattr(evaluate, "draw_invariance", lambda *_: None)
-    run("invariance", "--device", "cpu", "--data", "d", "--root", "r", "--skip-bad")
+    run("invariance", "--device", "cpu", "--data", "d", "--root", "r", "--skip-bad", "--cache", "c")
     monkeypatch.setattr(evaluate, "compare", lambda *given: asked.append(given) or [])
     monkeypatch.setattr(evaluate, "write_comparison", lambda *_: "")
     run("compare", "--by", "lr", "--measure", "knn held")
-    assert asked[2:] == [("d", "r", False, True), ([str(tmp_path)], ["lr"], ["knn held"])]
+    assert asked[2:] == [("d", "r", False, True, "c"), ([str(tmp_path)], ["lr"], ["knn held"])]
 
     def adopt(*given, **_):
         raise pairs.UserError(str(given))
