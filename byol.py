@@ -11,14 +11,16 @@
     p        predictions (N, d), from z, of the other view's t
 
 What changes relative to simsiam.py: what is predicted, t, comes from a slowly moving copy of the network, an average over
-its past and so a steadier target than the network of the moment; and the projector does not end in a BatchNorm. (SimSiam
-does without the average, which helps accuracy and is not what prevents collapse.)
+its past and so a steadier target than the network of the moment; the projector does not end in a BatchNorm; the predictor's
+learning rate falls too; and the loss is the sum, not the mean, of both directions, in squared distances: its gradient is four
+times SimSiam's. (The average helps accuracy; SimSiam shows that it is not what prevents collapse.)
 
 Deviations from the paper and its official code
   1. SGD with momentum by default: batches here are 64-512, LARS (--optimizer lars) is for thousands. SGD's weight
      decay includes biases and BatchNorm (official: neither).
   2. Crops are bilinear (official: bicubic), taken from a centre square of --image-size (paper: from the whole
-     picture); brightness jitter multiplies, as in torchvision (official: adds).
+     picture); colour jitter is torchvision's (official: brightness adds, contrast is of each channel, saturation HSV's).
+     The target starts as a copy of the online network (official: from weights of its own).
   3. Heads of 1024 and 256 (paper: 4096 and 256). On scenes 256 and 128 would do for augmented pairs, but with semantic
      pairs the loss then left its plateau late or, with some seeds, not at all (results/scenes/byol-recipe.txt).
   4. On photographs: ResNet-18, batch 512, 200 epochs, EMA decay from 0.99, no blur below 64 px (paper: ResNet-50, 4096;
@@ -44,7 +46,7 @@ import pairs
 
 # ------------------------------------------------------------------------------------------- CONFIG
 
-# defaults: on the built-in scenes, and on photographs (no official CIFAR recipe: lightly's lr and weight decay, the paper's EMA
+# defaults: on the built-in scenes, and on photographs (no official CIFAR recipe: lightly's lr and weight decay, the official EMA
 # decay for 100 and 300 epochs; lightly's loss is a quarter of the paper's: results/transfer/byol-recipe.txt)
 RECIPES = {
     "scenes": dict(backbone="convnet", epochs=30, batch_size=64, lr=0.25, weight_decay=5e-4,
@@ -136,7 +138,7 @@ class BYOL(nn.Module):
 def regression_loss(p, z):
     """Squared distance of the unit vectors, 2 - 2 cos(p, z), the mean over the batch (BYOL, Eq. 2).
 
-    p, z: (N, d), of any norm. z is a constant: no gradient goes to it. Between 0 and 4.
+    p, z: (N, d), of any norm. z is a constant: no gradient goes to it. Between 0 and 4; the log has the sum of both directions.
     """
     return (2 - 2 * F.cosine_similarity(p, z.detach(), dim=1)).mean()
 

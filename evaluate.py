@@ -70,7 +70,7 @@ class ConvNet(nn.Sequential):
     """Four 3x3 convolutions with BatchNorm and ReLU, the mean over positions, BatchNorm: (N, 3, S, S) -> (N, 256).
 
     Ours: 11 million multiply-adds at 32 px. The last BatchNorm takes away the large mean that features after
-    a ReLU share; without it MoCo, BYOL and SimSiam needed far longer to find what a semantic pair shares.
+    a ReLU share; without it MoCo, BYOL and SimSiam needed far longer to find what a semantic pair shares, in trials not kept.
     """
 
     def __init__(self):

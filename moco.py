@@ -10,7 +10,7 @@
     queue    (K, d), the K latest keys: the negatives
 
 What changes relative to simclr.py: a key encoder that slowly follows the query encoder, a queue of negatives, a loss in one
-direction, from x1 to x2, and a head without BatchNorm.
+direction, from x1 to x2, a head without BatchNorm, the backbone's BatchNorm in parts, and no warm-up.
 
 SimCLR's negatives are limited by its batch; a queue holds K of them for the price of N. Its oldest keys were encoded K / N
 steps ago; their encoder changes slowly, so that old and new keys stay comparable (MoCo, Sec. 3.2).
@@ -24,12 +24,14 @@ Deviations from the papers and facebookresearch/moco
   1. The learning rate falls along a cosine by step, not by epoch. Crops are taken from a centre square of
      --image-size (paper: from the whole picture).
   2. On CIFAR-size photographs: batch 512, weight decay 5e-4, queue 4096, EMA decay 0.99, temperature 0.1, crops
-     from 0.08, no blur, as in the authors' CIFAR-10 demo, whose head, unlike this one, is a single layer.
+     from 0.08, no blur, as in the authors' CIFAR-10 demo, whose head, unlike this one, is a single layer, and whose
+     input is normalised with CIFAR's mean and standard deviation.
   3. On scenes: a small convnet, a queue of 1024, a quarter of the images; EMA decay 0.99; small batches (more steps
-     in a few minutes), crops of at least half the area, colour jitter of half strength, no blur.
+     in a few minutes), 2 parts of 32 for BatchNorm (paper: 8 of 32), lr 0.06 (v2: 0.03), crops of at least half the
+     area, colour jitter of half strength, no blur.
 
 For semantic pairs of photographs, and their baseline, use --temperature 0.5: on CIFAR-10 at 0.1 the embeddings stayed close
-together for 780 steps, as MoCo's head has no BatchNorm to keep them apart; at 0.5 they did not
+together for 780 steps, perhaps as MoCo's head has no BatchNorm to keep them apart; at 0.5 they did not
 (results/transfer/moco-recipe.txt).
 
 Measured with the default options on scenes, two CPU cores, five seeds (results/scenes): linear probe on held-out

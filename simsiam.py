@@ -15,8 +15,8 @@ Without negatives "all embeddings equal" is a perfect solution. The stop-gradien
 that stands still, as in alternating optimisation (Sec. 5); why this does not end in that solution is not proved.
 
 Deviations from the paper and facebookresearch/simsiam
-  1. The learning rate falls along a cosine by step, not by epoch (the predictor's stays constant, as there). Crops are
-     taken from a centre square of --image-size (paper: from the whole picture).
+  1. The learning rate falls along a cosine by step, not by epoch (the predictor's stays constant, as with its
+     --fix-pred-lr). Crops are taken from a centre square of --image-size (paper: from the whole picture).
   2. The projector has two layers (the paper's App. D, for CIFAR-10); --projector-layers 3 is the paper's
      for ImageNet.
   3. On photographs 200 epochs (App. D: 800).
