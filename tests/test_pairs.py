@@ -1425,7 +1425,7 @@ def test_root_and_download_reach_torchvision(monkeypatch):
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", Fake)
     pairs.load_pairs(simclr.parse_args(["--data", "cifar10", "--root", "elsewhere", "--download", "--batch-size", "4"]))
-    assert ("elsewhere", True, True) in asked
+    assert asked == [("elsewhere", False, True), ("elsewhere", True, True)]  # also what the run will be judged on, before the training
 
 
 def test_a_test_split_that_is_missing_is_told_before_the_training(monkeypatch):
