@@ -4,7 +4,8 @@
 # that they stand beside, nothing changed, are those of results/scenes. From the repository's root:
 #     bash results/ablations/run.sh [python]
 # MoCo's runs are of commit ae35256, torch 2.14 (output-moco.txt); the others of f5ed5ca, torch 2.15.
-# Then the colour jitter of BYOL and SimSiam in SimCLR and MoCo, planned before the first run: 12 runs in float32, 40 minutes.
+# Then the colour jitter of BYOL and SimSiam in SimCLR and MoCo, planned before the first run: 12 runs in float32,
+# 40 minutes, of commit 9fd632a.
 set -e
 python=${1:-.venv/bin/python}
 export OMP_NUM_THREADS=1
@@ -60,7 +61,9 @@ compare architecture backbone $base/simclr-{augmented,semantic}-scenes-seed[0-2]
 
 strong_jitter | xargs -P 2 -L 1 "$python" > runs/jitter-output.txt 2>&1
 for run in runs/jitter/*; do
+  "$python" evaluate.py transfer "$run" --data scenes-shifted >> runs/jitter-output.txt
   mkdir -p "$here/jitter/$(basename "$run")"
   cp "$run"/{config.json,result.json,log.jsonl} "$here/jitter/$(basename "$run")/"
 done
-compare jitter "" $here/jitter/*-seed[0-2]
+grep -vE '^epoch |^reading |features of|L2 strengths' runs/jitter-output.txt > $here/jitter/output.txt
+"$python" evaluate.py compare $here/jitter/*-seed[0-2] --measure "linear scenes-held-out" "transfer scenes-shifted" --out $here/jitter
