@@ -986,7 +986,7 @@ def test_the_limit_of_a_run_holds_for_its_data_however_it_is_named(tmp_path, mon
         for i in range(5):
             Image.new("RGB", (8, 8)).save(tmp_path / "photos" / label / f"{i}.png")
     monkeypatch.chdir(tmp_path)
-    config = {"data": "photos", "pairs": "semantic", "limit": 4, "image_size": 8, "seed": 0, "root": "data"}
+    config = {"data": "photos", "pairs": "semantic", "limit": 4, "image_size": 8, "seed": 0, "root": "data", "cache": None}
     sizes = [len(evaluate.load_splits(config, data, splits=["train"])[0]) for data in ("photos", "./photos/", str(tmp_path / "photos"))]
     assert sizes == [4, 4, 4]
     assert len(evaluate.load_splits(config | {"data": "other"}, "photos", splits=["train"])[0]) == 8
