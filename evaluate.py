@@ -356,8 +356,8 @@ def linear_probe(train_x, train_y, test_x, test_y, classes, grid=L2_GRID, split=
     "accuracy" is in the metric named (see `score`).
     """
     held, kept = (rows.to(train_y.device) for rows in split or a_fifth(train_y.cpu()))
-    least = 1e-6 * train_x.abs().max().clamp(max=1).item()  # so that constant features stay 0; all may be small, as those of an untrained MobileNet
-    mean, std = train_x.mean(0), train_x.std(0).clamp(min=max(least, 1e-30))
+    scale = train_x.abs().max().clamp(1e-24, 1)  # features may be small, as an untrained MobileNet's
+    mean, std = train_x.mean(0), train_x.std(0).clamp(min=1e-6 * scale)  # constant ones become 0
     train_x, test_x = (train_x - mean) / std, (test_x - mean) / std
     accuracy = lambda w, x, y: score(metric, x @ w[:-1] + w[-1], y)
 
@@ -1376,7 +1376,8 @@ def compare(runs, by=(), only=()):
 
     "augmented", "semantic" and "any" hold {seed: value}; "difference" is (mean, low, high) of semantic - augmented
     over the seeds that both arms have, with a 95 % interval (Student's t), or None. Raises UserError when a run is unfinished,
-    when runs of one row differ in how they were trained or evaluated, and for a name that no option or measure has.
+    when runs of one row differ in how they were trained or evaluated or have the same arm and seed, for a name that no option or
+    measure has, and for `by` what has rows of its own anyway.
     """
     groups, known, by = {}, {}, [name.replace("-", "_") for name in by]
     shown = lambda value: "nothing" if value in ("", None) else value
@@ -1539,8 +1540,9 @@ def draw_invariance(results, path):
     for run, shares in results.items():
         config = read_config(run)
         name = (config["method"] or Path(run).name) + (f" without {config['without']}" if config.get("without") else "")
-        inside = tuple(v["inside"] for r in shares.values() for v in r["factors"].values())
-        by_method.setdefault((name, config["method"] or run, *shares, inside), []).append((arm_of(config) + control_of(config), shares))
+        augmentation = tuple(v["inside"] for r in shares.values() for v in r["factors"].values())
+        key = name, config["method"] or run, *shares, augmentation
+        by_method.setdefault(key, []).append((arm_of(config) + control_of(config), shares))
     kinds = list(dict.fromkeys(kind.split(" of ")[0] for members in by_method.values() for _, shares in members for kind in shares))
     figure, axes = plt.subplots(len(kinds), len(by_method), figsize=(1 + 2.7 * len(by_method), 3.2 * len(kinds)), squeeze=False,
                                 sharex=True, sharey="row", layout="constrained")

@@ -546,8 +546,9 @@ def load_pairs(args):
     in_folder = args.data not in (None, *DATA_SETS) and Path(args.data).is_dir()
     of_classes = args.pairs in ("augmented", "semantic")
     has_classes = in_folder and (bool(folders_in(args.data)) if of_classes else can_judge(args.data))
-    if has_classes:
+    if has_classes and of_classes:
         list_folder(Path(args.data), "test")  # what the run will be judged on: a mistake should show before the images are read
+    if has_classes:
         not_a_class(args.data, {"--cache": args.cache, "--out": args.out or "runs"})
     if of_classes:
         for split in ("test", "val") if args.data in TORCHVISION_SETS else ():  # the same, or download it now
@@ -1063,13 +1064,17 @@ def large_enough(image_size):
     return image_size
 
 
+def list_bad(reasons, n):
+    """One line that names all images, of n, that cannot be read."""
+    return f"{len(reasons)} of {n} images cannot be read: {' | '.join(reasons)}"
+
+
 def tell_bad(reasons, n, skip_bad):
-    """Names all images, of n, that cannot be read: prints them with `skip_bad`; raises UserError without it or if all are bad."""
-    told = f"{len(reasons)} of {n} images cannot be read: {' | '.join(reasons)}"
+    """Prints which images, of n, cannot be read, with `skip_bad`; raises UserError without it or if all are bad."""
     if reasons and (not skip_bad or len(reasons) == n):
-        raise UserError(f"{told}; repair or remove them, or, unless all are bad, leave them out with --skip-bad")
+        raise UserError(f"{list_bad(reasons, n)}; repair or remove them, or, unless all are bad, leave them out with --skip-bad")
     if reasons:
-        print(f"left out: {told}", flush=True)
+        print(f"left out: {list_bad(reasons, n)}", flush=True)
 
 
 def decode(items, image_size, what, skip_bad=False):
@@ -1186,16 +1191,26 @@ def map_by_processes(function, jobs):
     tell_unguarded_script()
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent)
     try:
-        in_main = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None  # new processes inherit it: Ctrl-C is for this one
-        results = pool.map(function, jobs)
-        if in_main:
-            signal.signal(signal.SIGINT, before)
+        with interrupts_ignored():
+            results = pool.map(function, jobs)  # starts the processes
         yield from results
     except BrokenProcessPool:
         raise UserError("a process that reads images was killed, perhaps for want of memory; start again: what is in the cache is kept") from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # there is no need to wait for idle processes to end
+
+
+@contextmanager
+def interrupts_ignored():
+    """Ctrl-C is ignored here, and for good by processes that are started here: they inherit it. Only the main thread can do this."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def tell_unguarded_script():
@@ -1313,7 +1328,7 @@ def load_boxes(data, seed=0, image_size=128):
             raise UserError(f"{len(missing)} image(s) of the annotations are missing: {', '.join(missing[:3])}")
         bad = [found for found in in_parts(read_thumbnails, images, "checking images") if isinstance(found, str)]
         if bad:  # report it before the training
-            raise UserError(f"{len(bad)} of {len(images)} images cannot be read: {' | '.join(bad)}; repair or remove them")
+            raise UserError(f"{list_bad(bad, len(images))}; repair or remove them")
         sets.append(BoxSet(
             "+".join(Path(d).resolve().name for d in data), images,
             [torch.tensor(t["boxes"]).reshape(-1, 4) for t in found],

@@ -5,6 +5,7 @@ import io
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import zlib
@@ -1106,8 +1107,19 @@ def test_a_full_disk_leaves_no_list_that_is_cut_off(tmp_path):
 
 def test_a_killed_process_that_decodes_is_one_line(monkeypatch):
     monkeypatch.setattr(pairs.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(UserError, match="was killed, perhaps for want of memory"):
         list(pairs.map_by_processes(os._exit, [1] * 40))
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_processes_that_decode_leave_ctrl_c_to_their_parent():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ValueError), pairs.interrupts_ignored():
+        code = "import signal; print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"
+        raise ValueError
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_check_finds_what_is_wrong(tmp_path):

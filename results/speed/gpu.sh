@@ -8,7 +8,7 @@
 # Further words are options of the bench or the method: of the bench, to do first, "--only augment step methods epoch precision --seconds 1",
 # as all of it takes longer, most of that to compile; of a method, to try it, "--device cpu --epochs 1 --limit 512". TO=FOLDER takes another
 # folder than results/speed; LIMIT=480 interrupts after so many seconds, and what the log has by then is kept.
-set -o pipefail
+set -eo pipefail
 python=$1 data=$2 part=$3 to=${TO:-results/speed}
 shift 3
 export PYTHONUNBUFFERED=1
@@ -17,11 +17,10 @@ if [ "$part" = bench ]; then
   timeout -s INT -k 20 "${LIMIT:-0}" "$python" tests/bench.py --device cuda --workers 16 --out "$to/bench-gpu.json" "$@" | tee "$to/bench-gpu.txt"
   exit
 fi
-start=$(date +%s)
+start=$(date +%s) status=0
 run=runs/gpu-$part-$start to=$to/cifar10-gpu/$part
 mkdir -p "$to"
-timeout -s INT -k 20 "${LIMIT:-0}" "$python" "$part.py" --pairs augmented --data "$data" --out "$run" --device cuda "$@" | tee "$to/output.txt"
-status=$?
+timeout -s INT -k 20 "${LIMIT:-0}" "$python" "$part.py" --pairs augmented --data "$data" --out "$run" --device cuda "$@" | tee "$to/output.txt" || status=$?
 for file in config.json log.jsonl result.json; do  # the last is missing after an interruption
   [ ! -e "$run/$file" ] || cp "$run/$file" "$to"
 done
