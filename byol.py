@@ -64,7 +64,7 @@ def parse_args(argv=None):
     add("--arm", default="semantic", choices=["semantic", "augmented"], help="with FILE.csv: augmented pairs each row's image_a with itself, the matched baseline [semantic]")
     add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs kept, redrawn every epoch; the rest become augmented: how few suffice? [1]")
     add("--false-pairs", type=pairs.fraction, default=0.0, help="share of the semantic (or the list's) partners drawn from another category, redrawn every epoch: what does curation buy? [0]")
-    add("--data", type=pairs.named, help=f"scenes; a folder of class folders, with train/ and test/ or without; or {', '.join(pairs.TORCHVISION_SETS)} [scenes]")
+    add("--data", type=pairs.named, help=f"scenes; a folder of class folders, with train/ and test/ or without; or {', '.join(pairs.TORCHVISION_SETS)} [scenes; with FILE.csv its folder, on which the run is then not judged]")
     add("--root", default="data", help="folder of torchvision's data sets [data]")
     add("--download", action="store_true", help="let torchvision download the data set into --root")
     add("--image-size", type=pairs.positive_int, help="side of the images in pixels [scenes 32, else the set's own, at most 224]")
@@ -88,11 +88,11 @@ def parse_args(argv=None):
     add("--jitter", type=pairs.nonnegative_float, nargs=4, help=f"brightness, contrast, saturation, hue (App. B: 0.4 0.4 0.2 0.1) {default('jitter')}")
     add("--gray", type=pairs.fraction, default=0.2, help="probability of grayscale (App. B) [0.2]")
     add("--blur", type=pairs.fraction, nargs=2, help="probability of blur in view 1 and view 2 (App. B) [1 0.1; 0 0 below 64 px]")
-    parser.set_defaults(usual_blur=[1.0, 0.1])
+    parser.set_defaults(usual_blur=[1.0, 0.1])  # what pairs.make_views takes without --blur, from 64 px
     add("--solarize", type=pairs.fraction, nargs=2, help=f"probability of solarisation in view 1 and view 2 (App. B: 0 0.2) {default('solarize')}")
     add("--hidden-dim", type=pairs.positive_int, help=f"hidden width of projector and predictor (Sec. 3.3: 4096) {default('hidden_dim')}")
     add("--projection-dim", type=pairs.positive_int, help=f"width d of projections and predictions (Sec. 3.3: 256) {default('projection_dim')}")
-    add("--ema-decay", type=pairs.fraction, help=f"the target's decay at step 0, from which, even 0, it rises along a cosine to 1 (Sec. 3.3: 0.996 for 1000 epochs) {default('ema_decay')}")
+    add("--ema-decay", type=pairs.fraction, help=f"the target's decay at step 0; from there it rises along a cosine to 1 (Sec. 3.3: 0.996 for 1000 epochs) {default('ema_decay')}")
     add("--warmup-epochs", type=pairs.nonnegative_float, help=f"epochs of linear warm-up (Sec. 3.3: 10); by default at most a tenth of all {default('warmup_epochs')}")
     add("--optimizer", default="sgd", choices=["sgd", "lars"], help="sgd with momentum; lars for batches of thousands (the paper's), with --lr and --weight-decay of its own [sgd]")
     return pairs.parse(parser, argv, RECIPES)
@@ -138,7 +138,8 @@ class BYOL(nn.Module):
 def regression_loss(p, z):
     """Squared distance of the unit vectors, 2 - 2 cos(p, z), the mean over the batch (BYOL, Eq. 2).
 
-    p, z: (N, d), of any norm. z is a constant: no gradient goes to it. Between 0 and 4; the log has the sum of both directions.
+    p, z: (N, d), of any norm: predictions, and the target network's projections, which are constants: no gradient goes to them.
+    Between 0 and 4; the log has the sum of both directions.
     """
     return (2 - 2 * F.cosine_similarity(p, z.detach(), dim=1)).mean()
 
@@ -190,7 +191,7 @@ def train(model, optimizer, source, view1, view2, run, args):
     warmup = args.warmup_epochs * steps_per_epoch
     images = pairs.to_device(source.pool.images, device)
     network = evaluate.parallel(model, args.compile)  # under torchrun: the gradients' mean over all processes
-    for epoch in range(run.epoch, args.epochs):
+    for epoch in range(run.epoch, args.epochs):  # run.epoch, run.step: 0, or where --resume goes on
         for x1, x2 in pairs.batches(source, epoch, args.batch_size, view1, view2, device, images):
             lr = learning_rate(run.step, total, peak, warmup)
             for group in optimizer.param_groups:
@@ -204,7 +205,7 @@ def train(model, optimizer, source, view1, view2, run, args):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            model.update_target(target_decay(run.step, total, args.ema_decay))  # after the optimiser's step
+            model.update_target(target_decay(run.step, total, args.ema_decay))  # after the optimiser's step: the same as before the next step's targets, as in moco.py
             run.log(epoch, loss, lr, z1)  # counts the step: run.step + 1
         run.save(epoch + 1)  # at most every 20 seconds, and at the end
 
@@ -221,7 +222,7 @@ def main():
     torch.manual_seed(args.seed)  # the backbone first: equal initial weights in both arms and all methods (but for zero_init_residual in SimSiam's ResNets)
     backbone, width = evaluate.build_backbone(args.backbone, source.pool.image_size, verbose=True)
     model = BYOL(backbone, width, args.hidden_dim, args.projection_dim)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device, memory_format=torch.channels_last)  # the layout in which convolutions are fast
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = {"sgd": torch.optim.SGD, "lars": LARS}[args.optimizer](trained, args.lr, momentum=0.9, weight_decay=args.weight_decay, fused=device.type == "cuda")
 

@@ -262,7 +262,7 @@ def knn(train_x, train_y, test_x, test_y, k=200, temperature=0.1):
     Cosine similarity s of features (N, d); each of the k nearest training images votes exp(s / temperature)
     for its class. k is cut to the number of training images.
     """
-    train_x, test_x = (F.normalize(x, dim=1, eps=torch.finfo(x.dtype).tiny) for x in (train_x, test_x))  # features may be small
+    train_x, test_x = (F.normalize(x, dim=1, eps=torch.finfo(x.dtype).tiny) for x in (train_x, test_x))  # the usual eps would leave tiny ones as they are
     correct, classes = 0, int(train_y.max()) + 1
     for x, y in zip(test_x.split(1024), test_y.split(1024)):
         similarity, index = (x @ train_x.T).topk(min(k, len(train_x)), dim=1)
@@ -328,7 +328,8 @@ def a_fifth(labels, seed=0):
     """(rows to choose on, rows to train on): a random fifth of the rows, of each class about a fifth, and the others."""
     order = shuffled_by_turns(labels, seed)
     y, held = labels[order], torch.zeros(len(order), dtype=torch.bool)
-    # place in its class / size of the class: the fifth with the smallest is held out, so a class of fewer than five usually gives none
+    # an image's place in its class, as a share of the class, 1 / n to 1: the fifth with the smallest shares is held out, about a fifth
+    # of each class, and usually none of a class of fewer than five
     share = (pairs.rank_in_class(y) + 1) / torch.bincount(y)[y] if y.ndim == 1 else torch.arange(len(y))
     held[share.argsort(stable=True)[: len(order) // 5]] = True
     return order[held], order[~held]
@@ -471,7 +472,9 @@ def build_detector(backbone, classes, kind="c4", size=(800,), rois=512, roi_size
     positions are the box head (He et al. 2016; MoCo's R50-C4 with its extra BatchNorm). "fpn": a feature pyramid of all stages
     and two linear layers (Lin et al. 2017). size: short sides; each training image draws one, testing takes the last, with which
     the anchors (32 ... 512 px at 800 px) scale. rois: RoIs in an image's box loss; at test time as many proposals, at least 100.
-    Raises UserError for backbones other than ResNets and, with c4, convnet.
+    Differences from detectron2's, which MoCo used: fewer proposals (1,024 in training, 512 in testing), RoIAlign without the shift by
+    half a pixel, a batch padded to one size, objects marked difficult not trained on, and BatchNorm's running statistics not
+    computed anew before testing. Raises UserError for backbones other than ResNets and, with c4, convnet.
     """
     vision = torchvision.models.detection
     backbone.requires_grad_(True)
@@ -789,7 +792,7 @@ def collapse_signals(z):
     embedding_std: the standard deviation of each coordinate over the batch, averaged, times sqrt(d): 1 when
     directions are spread evenly over the sphere, 0 when all embeddings are equal (SimSiam, Sec. 4.1).
     effective_rank: exp of the entropy of the singular values, normalised to sum 1 (Roy & Vetterli 2007):
-    between 1 (one direction) and min(N, d).
+    between 1 (one direction; z is not centred, so equal embeddings have it too) and min(N, d).
     """
     z = F.normalize(z.cpu().double(), dim=1)  # Apple's GPUs have no float64
     gram = z @ z.T if len(z) < z.shape[1] else z.T @ z
@@ -993,13 +996,13 @@ class Run:
     def log(self, epoch, loss, lr, z):
         """Counts a step; every two seconds and at the end of an epoch writes a line to the screen and log.jsonl.
 
-        Only then does the host wait for the device. Raises UserError when the loss is not finite.
+        Only then, within an epoch, does the host wait for the device. Raises UserError when the loss is not finite.
         """
         self.step, self.losses = self.step + 1, self.losses + loss.detach()
         if not self.first:
             return
         steps = self.step - self.printed_step
-        if time.time() - self.printed < 2 and self.step % max(1, self.total // self.epochs):
+        if time.time() - self.printed < 2 and self.step % max(1, self.total // self.epochs):  # neither is it time, nor an epoch's end
             return
         value = (self.losses / steps).item()
         now = time.time()  # after the wait, so that the rate is the device's
@@ -1018,7 +1021,7 @@ class Run:
         if (std < 0.1 or rank < 2) and not self.warned:
             self.warned = True
             print(f"warning: the embeddings are collapsing: they hardly differ between images (std {std:.3f}, healthy is "
-                  f"near 1; effective rank {rank:.1f}). What such a run learns is worth little.", flush=True)
+                  f"0.7 to 1; effective rank {rank:.1f}). What such a run learns is worth little.", flush=True)
         self.losses, self.std, self.printed, self.printed_step = 0.0, std, now, self.step
 
     def save(self, epoch):
@@ -1056,7 +1059,7 @@ class Run:
             return
         draw_curves(self.folder)
         if self.std < 0.5 and not self.warned:
-            print(f"warning: the embeddings are still alike at the end (std {self.std:.2f}, healthy is near 1): more --epochs, another "
+            print(f"warning: the embeddings are still alike at the end (std {self.std:.2f}, healthy is 0.7 to 1): more --epochs, another "
                   f"--lr{' or a higher --temperature' if 'temperature' in self.config else ''} may help.", flush=True)
         if data is None or self.config["pairs"] not in ("augmented", "semantic") and not pairs.can_judge(data):
             print(f"No labelled --data was given, so no table. Later: python evaluate.py linear {self.folder} --data DIR")

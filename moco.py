@@ -12,7 +12,7 @@
 What changes relative to simclr.py: a key encoder that slowly follows the query encoder, a queue of negatives, a loss in one
 direction, from x1 to x2, a head without BatchNorm, the backbone's BatchNorm in parts, and no warm-up.
 
-SimCLR's negatives are limited by its batch; a queue holds K of them for the price of N. Its oldest keys were encoded K / N
+SimCLR's negatives are limited by its batch; a queue offers K of them, of which a step encodes only N. Its oldest keys were encoded K / N
 steps ago; their encoder changes slowly, so that old and new keys stay comparable (MoCo, Sec. 3.2).
 
 BatchNorm must not leak which key belongs to which query (the encoder could cheat by recognising the statistics
@@ -69,7 +69,7 @@ def parse_args(argv=None):
     add("--arm", default="semantic", choices=["semantic", "augmented"], help="with FILE.csv: augmented pairs each row's image_a with itself, the matched baseline [semantic]")
     add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs kept, redrawn every epoch; the rest become augmented: how few suffice? [1]")
     add("--false-pairs", type=pairs.fraction, default=0.0, help="share of the semantic (or the list's) partners drawn from another category, redrawn every epoch: what does curation buy? [0]")
-    add("--data", type=pairs.named, help=f"scenes; a folder of class folders, with train/ and test/ or without; or {', '.join(pairs.TORCHVISION_SETS)} [scenes]")
+    add("--data", type=pairs.named, help=f"scenes; a folder of class folders, with train/ and test/ or without; or {', '.join(pairs.TORCHVISION_SETS)} [scenes; with FILE.csv its folder, on which the run is then not judged]")
     add("--root", default="data", help="folder of torchvision's data sets [data]")
     add("--download", action="store_true", help="let torchvision download the data set into --root")
     add("--image-size", type=pairs.positive_int, help="side of the images in pixels [scenes 32, else the set's own, at most 224]")
@@ -118,7 +118,7 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
         for layer in network.modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.__class__, layer.parts = cls, parts
-                layer.momentum = 1 - (1 - layer.momentum) ** (1 / parts)  # the running statistics move once a part
+                layer.momentum = 1 - (1 - layer.momentum) ** (1 / parts)  # all parts together move the running statistics as one batch would
 
     def _check_input_dim(self, x):  # torch's check of the input's dimensions; here any will do
         pass
@@ -188,7 +188,7 @@ def info_nce(q, k, queue, temperature):
     positive = (q * k).sum(dim=1, keepdim=True)  # (N, 1)
     negative = q @ queue.T  # (N, K)
     logits = torch.cat([positive, negative], dim=1) / temperature  # (N, 1 + K)
-    return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
+    return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))  # the positive is column 0
 
 
 # ---------------------------------------------------------------------------------------- SCHEDULES
@@ -208,7 +208,7 @@ def train(model, optimizer, source, view1, view2, run, args):
     total, peak = args.epochs * steps_per_epoch, args.lr * args.batch_size / 256
     images = pairs.to_device(source.pool.images, device)
     network = evaluate.parallel(model, args.compile, sync_batchnorm=False)  # under torchrun: the gradients' mean over all processes
-    for epoch in range(run.epoch, args.epochs):
+    for epoch in range(run.epoch, args.epochs):  # run.epoch, run.step: 0, or where --resume goes on
         for x1, x2 in pairs.batches(source, epoch, args.batch_size, view1, view2, device, images):
             lr = learning_rate(run.step, total, peak)
             for group in optimizer.param_groups:
@@ -244,7 +244,7 @@ def main():
     torch.manual_seed(args.seed)  # the backbone first: equal initial weights in both arms and all methods (but for zero_init_residual in SimSiam's ResNets)
     backbone, width = evaluate.build_backbone(args.backbone, source.pool.image_size, verbose=True)
     model = MoCo(backbone, width, args.hidden_dim or width, args.projection_dim, args.queue_size, args.bn_splits)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device, memory_format=torch.channels_last)  # the layout in which convolutions are fast
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, args.lr, momentum=0.9, weight_decay=args.weight_decay, fused=device.type == "cuda")
 

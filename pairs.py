@@ -2,7 +2,7 @@
 
     python simclr.py --pairs augmented          two augmented views of one image (labels unused)
     python simclr.py --pairs semantic           two different images of one category (labels used)
-    python simclr.py --pairs FILE.csv           the pairs of a curated list (its author used labels)
+    python simclr.py --pairs FILE.csv           the pairs of a curated list (its author may have used labels)
     python simclr.py --pairs FILE.csv --arm augmented     the matched baseline of that list
 
 A worked example. Five images, labels = [0, 0, 0, 1, 1]. An epoch visits every image once as the
@@ -128,17 +128,17 @@ class Pairs:
 
     def epoch(self, epoch):
         """Image indices (anchor (M,), partner (M,)) of one epoch: a function of seed and epoch alone."""
-        draw = lambda name: stream(name, self.seed, epoch)
-        order = torch.randperm(len(self), generator=draw("order"))
+        stream_of = lambda name: stream(name, self.seed, epoch)
+        order = torch.randperm(len(self), generator=stream_of("order"))
         anchor = order if self.rows is None else self.rows[order, 0]
         if self.kind == "augmented":
             return anchor, anchor
-        partner = self.rows[order, 1] if self.kind == "list" else semantic_partners(self.pool.labels, draw("partner"))[anchor]
+        partner = self.rows[order, 1] if self.kind == "list" else semantic_partners(self.pool.labels, stream_of("partner"))[anchor]
         if self.false_pairs:
-            wrong = torch.rand(len(anchor), generator=draw("which are false")) < self.false_pairs
-            partner = torch.where(wrong, false_partners(self.pool.labels, draw("false partner"))[anchor], partner)
+            wrong = torch.rand(len(anchor), generator=stream_of("which are false")) < self.false_pairs
+            partner = torch.where(wrong, false_partners(self.pool.labels, stream_of("false partner"))[anchor], partner)
         if self.semantic_share < 1:
-            semantic = torch.rand(len(anchor), generator=draw("which are semantic")) < self.semantic_share
+            semantic = torch.rand(len(anchor), generator=stream_of("which are semantic")) < self.semantic_share
             partner = torch.where(semantic, partner, anchor)
         return anchor, partner
 
@@ -215,12 +215,12 @@ def batches(source, epoch, batch_size, view1, view2, device, images=None):
     anchor, partner = (index.to(images.device) for index in source.epoch(epoch))
     rank, world = rank_and_world()
     key = ("augment", source.seed, epoch) + ((rank,) if world > 1 else ())  # each process draws its own numbers
-    generator, share, index = stream(*key), batch_size // world, []
+    generator, share, rows_of_batches = stream(*key), batch_size // world, []
     for start in range(0, len(source) - batch_size + 1, batch_size):
         rows = slice(start + rank * share, start + (rank + 1) * share)
-        index.append((anchor[rows], partner[rows]))
+        rows_of_batches.append((anchor[rows], partner[rows]))
     on_device = images.device.type == torch.device(device).type
-    taken = ((images[a], images[b]) for a, b in index) if on_device else streamed(images, index, device)
+    taken = ((images[a], images[b]) for a, b in rows_of_batches) if on_device else streamed(images, rows_of_batches, device)
     for a, b in taken:
         if view1 == view2:  # in one go, as every operation costs a launch
             yield augment(torch.cat([a, b]), view1, generator).chunk(2)

@@ -62,7 +62,7 @@ def parse_args(argv=None):
     add("--arm", default="semantic", choices=["semantic", "augmented"], help="with FILE.csv: augmented pairs each row's image_a with itself, the matched baseline [semantic]")
     add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs kept, redrawn every epoch; the rest become augmented: how few suffice? [1]")
     add("--false-pairs", type=pairs.fraction, default=0.0, help="share of the semantic (or the list's) partners drawn from another category, redrawn every epoch: what does curation buy? [0]")
-    add("--data", type=pairs.named, help=f"scenes; a folder of class folders, with train/ and test/ or without; or {', '.join(pairs.TORCHVISION_SETS)} [scenes]")
+    add("--data", type=pairs.named, help=f"scenes; a folder of class folders, with train/ and test/ or without; or {', '.join(pairs.TORCHVISION_SETS)} [scenes; with FILE.csv its folder, on which the run is then not judged]")
     add("--root", default="data", help="folder of torchvision's data sets [data]")
     add("--download", action="store_true", help="let torchvision download the data set into --root")
     add("--image-size", type=pairs.positive_int, help="side of the images in pixels [scenes 32, else the set's own, at most 224]")
@@ -127,7 +127,7 @@ def nt_xent(z1, z2, temperature):
     n = len(z1)
     z = F.normalize(torch.cat([z1, z2]), dim=1)  # (2N, d)
     similarity = z @ z.T / temperature  # (2N, 2N)
-    similarity = similarity.masked_fill(torch.eye(2 * n, dtype=torch.bool, device=z.device), float("-inf"))
+    similarity = similarity.masked_fill(torch.eye(2 * n, dtype=torch.bool, device=z.device), float("-inf"))  # an embedding is no candidate for itself
     positive = torch.arange(2 * n, device=z.device).roll(n)  # i <-> i + N
     return F.cross_entropy(similarity, positive)
 
@@ -174,7 +174,7 @@ def train(model, optimizer, source, view1, view2, run, args):
     warmup = args.warmup_epochs * steps_per_epoch
     images = pairs.to_device(source.pool.images, device)
     network = evaluate.parallel(model, args.compile)  # under torchrun: the gradients' mean over all processes
-    for epoch in range(run.epoch, args.epochs):
+    for epoch in range(run.epoch, args.epochs):  # run.epoch, run.step: 0, or where --resume goes on
         for x1, x2 in pairs.batches(source, epoch, args.batch_size, view1, view2, device, images):
             lr = learning_rate(run.step, total, peak, warmup)
             for group in optimizer.param_groups:
@@ -203,7 +203,7 @@ def main():
     torch.manual_seed(args.seed)  # the backbone first: equal initial weights in both arms and all methods (but for zero_init_residual in SimSiam's ResNets)
     backbone, width = evaluate.build_backbone(args.backbone, source.pool.image_size, verbose=True)
     model = SimCLR(backbone, width, args.hidden_dim or width, args.projection_dim)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device, memory_format=torch.channels_last)  # the layout in which convolutions are fast
     optimizer = {"sgd": torch.optim.SGD, "lars": LARS}[args.optimizer](model.parameters(), args.lr, momentum=0.9, weight_decay=args.weight_decay, fused=device.type == "cuda")
 
     run = evaluate.Run("simclr", args, source, view1, view2, backbone, model, optimizer)

@@ -59,7 +59,7 @@ def parse_args(argv=None):
     add("--arm", default="semantic", choices=["semantic", "augmented"], help="with FILE.csv: augmented pairs each row's image_a with itself, the matched baseline [semantic]")
     add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs kept, redrawn every epoch; the rest become augmented: how few suffice? [1]")
     add("--false-pairs", type=pairs.fraction, default=0.0, help="share of the semantic (or the list's) partners drawn from another category, redrawn every epoch: what does curation buy? [0]")
-    add("--data", type=pairs.named, help=f"scenes; a folder of class folders, with train/ and test/ or without; or {', '.join(pairs.TORCHVISION_SETS)} [scenes]")
+    add("--data", type=pairs.named, help=f"scenes; a folder of class folders, with train/ and test/ or without; or {', '.join(pairs.TORCHVISION_SETS)} [scenes; with FILE.csv its folder, on which the run is then not judged]")
     add("--root", default="data", help="folder of torchvision's data sets [data]")
     add("--download", action="store_true", help="let torchvision download the data set into --root")
     add("--image-size", type=pairs.positive_int, help="side of the images in pixels [scenes 32, else the set's own, at most 224]")
@@ -148,7 +148,7 @@ def train(model, optimizer, source, view1, view2, run, args):
     total, peak = args.epochs * steps_per_epoch, args.lr * args.batch_size / 256
     images = pairs.to_device(source.pool.images, device)
     network = evaluate.parallel(model, args.compile)  # under torchrun: the gradients' mean over all processes
-    for epoch in range(run.epoch, args.epochs):
+    for epoch in range(run.epoch, args.epochs):  # run.epoch, run.step: 0, or where --resume goes on
         for x1, x2 in pairs.batches(source, epoch, args.batch_size, view1, view2, device, images):
             lr = learning_rate(run.step, total, peak)
             backbone_and_projector, predictor = optimizer.param_groups
@@ -176,7 +176,7 @@ def main():
     torch.manual_seed(args.seed)  # the backbone first: equal initial weights in both arms and all methods (but for zero_init_residual in SimSiam's ResNets)
     backbone, width = evaluate.build_backbone(args.backbone, source.pool.image_size, args.zero_init_residual, verbose=True)
     model = SimSiam(backbone, width, args.embedding_dim, args.bottleneck_dim, args.projector_layers)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device, memory_format=torch.channels_last)  # the layout in which convolutions are fast
     groups = [{"params": [*model.backbone.parameters(), *model.projector.parameters()]}, {"params": model.predictor.parameters()}]
     optimizer = torch.optim.SGD(groups, args.lr, momentum=0.9, weight_decay=args.weight_decay, fused=device.type == "cuda")
 
