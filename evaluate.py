@@ -920,7 +920,7 @@ class Run:
                        "processes": pairs.rank_and_world()[1]}
         if torch.device(args.device).type == "cuda":
             self.config["gpu"] = torch.cuda.get_device_name()
-        kind = args.pairs if args.pairs in ("augmented", "semantic") else Path(args.pairs).stem
+        kind = args.pairs if args.pairs in pairs.ARMS else Path(args.pairs).stem
         if args.pairs != kind and args.arm == "augmented":
             kind += "-augmented"
         kind += f"-share{args.semantic_share:g}" * (args.semantic_share < 1) + f"-false{args.false_pairs:g}" * (args.false_pairs > 0)
@@ -1061,7 +1061,7 @@ class Run:
         if self.std < 0.5 and not self.warned:
             print(f"warning: the embeddings are still alike at the end (std {self.std:.2f}, healthy is 0.7 to 1): more --epochs, another "
                   f"--lr{' or a higher --temperature' if 'temperature' in self.config else ''} may help.", flush=True)
-        if data is None or self.config["pairs"] not in ("augmented", "semantic") and not pairs.can_judge(data):
+        if data is None or self.config["pairs"] not in pairs.ARMS and not pairs.can_judge(data):
             print(f"No labelled --data was given, so no table. Later: python evaluate.py linear {self.folder} --data DIR")
             return
         show_table(evaluate_run(self.folder, ["linear", "knn"], default_data(self.config), self.device), self.config)
@@ -1157,7 +1157,7 @@ def default_data(config):
 
 def load_splits(config, data, root=None, download=False, skip_bad=False, cache=None, splits=("train", "test", "val")):
     """The ImageSets of the splits (None where there is no val) of `data` as the run of this config saw or would have seen them."""
-    alike = config["data"] and Path(data).name == Path(config["data"]).name and config["pairs"] in ("augmented", "semantic")
+    alike = config["data"] and Path(data).name == Path(config["data"]).name and config["pairs"] in pairs.ARMS
     load = lambda split, limit: pairs.load_images(data, split, config["image_size"], limit, config["seed"], root or config["root"], download,
                                                   skip_bad or config.get("skip_bad", False), cache or config.get("cache", "cache"))
     found = [load(split, config["limit"] if alike else None) for split in splits]
@@ -1301,7 +1301,7 @@ ARM_COLORS = {"untrained": "0.6", "augmented": "tab:orange", "semantic": "tab:bl
 
 def arm_of(config):
     """"augmented" or "semantic" (a curated list counts as semantic, unless its matched baseline was asked for); "any" without pairs."""
-    if config["pairs"] in ("augmented", "semantic", None):
+    if config["pairs"] in (*pairs.ARMS, None):
         return config["pairs"] or "any"
     return config["arm"]
 
@@ -1314,7 +1314,7 @@ def control_of(config):
 
 def data_of(config):
     """What a run was trained on: the data set's name, and the pair list's if there is one."""
-    pair_list = config["pairs"] if config["pairs"] not in ("augmented", "semantic") else None
+    pair_list = config["pairs"] if config["pairs"] not in pairs.ARMS else None
     return " ".join(Path(name).name for name in (config["data"], pair_list) if name)
 
 

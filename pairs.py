@@ -81,6 +81,8 @@ def rank_and_world():
 
 # -------------------------------------------------------------------------------------------- pairs
 
+ARMS = ("augmented", "semantic")  # the kinds of --pairs; any other is the file of a list
+
 
 @dataclass
 class ImageSet:
@@ -544,7 +546,7 @@ def load_pairs(args):
     if args.data in SCENES[1:]:
         raise UserError(f"--data {args.data} is for evaluation, and is evaluated after a run on scenes; pretrain on --data scenes")
     in_folder = args.data not in (None, *DATA_SETS) and Path(args.data).is_dir()
-    of_classes = args.pairs in ("augmented", "semantic")
+    of_classes = args.pairs in ARMS
     has_classes = in_folder and (bool(folders_in(args.data)) if of_classes else can_judge(args.data))
     if has_classes and of_classes:
         list_folder(Path(args.data), "test")  # what the run will be judged on: a mistake should show before the images are read
@@ -1448,7 +1450,7 @@ def parse(parser, argv, recipes):
     args = parser.parse_args(argv)
     if "optimizer" in args and args.optimizer == "lars" and None in (args.lr, args.weight_decay):
         raise UserError("--optimizer lars: give --lr and --weight-decay too, as the defaults are those of SGD (papers: 0.2 to 1, and 1e-6 to 1e-4)")
-    is_list = args.pairs not in ("augmented", "semantic")
+    is_list = args.pairs not in ARMS
     on_scenes = args.data in (None, "scenes") and not is_list
     recipe = recipes["scenes"] | {"data": "scenes"} if on_scenes else dict(recipes["photographs"])
     if "warmup_epochs" in recipe:
