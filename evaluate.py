@@ -1318,6 +1318,11 @@ def data_of(config):
     return " ".join(Path(name).name for name in (config["data"], pair_list) if name)
 
 
+def matched(config):
+    """The names in config.json that two runs of one row must have equal, but for FREE."""
+    return [*vars_of(config), "precision"]
+
+
 PROTOCOL = ("metric", "k", "classes", "n", "n_train", "n_test", "files_crc32", "n_fitted", "steps", "batch_size", "kind", "size", "rois", "roi_size")
 
 
@@ -1393,8 +1398,8 @@ def compare(runs, by=(), only=()):
         for name in by:
             if name in FREE:
                 raise UserError(f"--by {name}: leave it out, as runs that differ in it are told apart or paired without it")
-            if name not in vars_of(config):
-                raise UserError(f"--by {name}: no option of {run}; its options are {', '.join(vars_of(config))}")
+            if name not in matched(config):
+                raise UserError(f"--by {name}: no option of {run}; its options are {', '.join(matched(config))}")
         values = ("with all transforms" if name == "without" and not config[name] else f"{name} {shown(config[name])}" for name in by)
         try:
             found = measures(read_json(file))
@@ -1407,12 +1412,13 @@ def compare(runs, by=(), only=()):
             raise UserError(f"--measure {name}: not measured in these runs; choose from {', '.join(known)}")
     rows = []
     for (method, data), members in groups.items():
-        crc32 = next((config["files_crc32"] for _, config, _ in members if "files_crc32" in config), None)
-        for _, config, _ in members:
-            config.setdefault("files_crc32", crc32)  # runs of older code do not have it
+        for name in ("files_crc32", "precision"):  # runs of older code do not have them
+            known_value = next((config[name] for _, config, _ in members if name in config), None)
+            for _, config, _ in members:
+                config.setdefault(name, known_value)
         first_run, first, _ = members[0]
         for run, config, _ in members[1:]:
-            for name in sorted((set(vars_of(first)) | set(vars_of(config))) - FREE):
+            for name in sorted({*matched(first), *matched(config)} - FREE):
                 if config.get(name) != first.get(name):
                     raise UserError(f"not matched, so not comparable: {name} is {shown(first.get(name))} in {first_run} and "
                                     f"{shown(config.get(name))} in {run}; with --by {name} each value has rows of its own")

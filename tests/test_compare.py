@@ -124,6 +124,14 @@ def test_an_ablation_has_rows_of_its_own_for_each_value_of_an_option(make):
         evaluate.compare(runs, by=["without"], only=["linear hold"])
 
 
+def test_runs_in_another_precision_are_refused_unless_they_are_the_ablation(make):
+    runs = [make("augmented", 0, 0.5), make("semantic", 0, 0.6, precision="float32"), make("augmented", 0, 0.7, precision="bfloat16")]
+    assert len(evaluate.compare(runs[:2])) == 1  # a run of older code does not say
+    with pytest.raises(UserError, match="not matched, so not comparable: precision is float32 in .* and bfloat16 in .*; with --by precision"):
+        evaluate.compare(runs[1:])
+    assert [row["data"] for row in evaluate.compare(runs[1:], by=["precision"])] == ["scenes, precision float32", "scenes, precision bfloat16"]
+
+
 def test_what_is_written(make, tmp_path):
     runs = [make(arm, seed, value) for seed in (0, 1) for arm, value in (("augmented", 0.5), ("semantic", 0.6 + 0.2 * seed))]
     text = evaluate.write_comparison(evaluate.compare(runs), tmp_path / "out")
@@ -133,6 +141,18 @@ def test_what_is_written(make, tmp_path):
     table = list(csv.DictReader(open(tmp_path / "out" / "comparison.csv")))
     assert [(r["arm"], r["seed"], float(r["value"])) for r in table if r["arm"] == "semantic"] == [("semantic", "0", 0.6), ("semantic", "1", 0.8)]
     assert min(Image.open(tmp_path / "out" / "comparison.png").size) > 100
+
+
+def test_the_picture_has_each_arms_values_under_its_name(make, tmp_path, monkeypatch):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    evaluate.draw_comparison(evaluate.compare([make("augmented", 0, 0.5), make("semantic", 0, 0.6), make("semantic", 1, 0.8)]), tmp_path / "c.png")
+    (axis,) = plt.gcf().axes
+    monkeypatch.undo()
+    shown = {line.get_label(): line.get_ydata() for line in axis.lines}
+    assert shown.keys() == {"untrained", "augmented", "semantic", "chance"}
+    assert (list(shown["untrained"]), list(shown["augmented"]), list(shown["semantic"]), shown["chance"][0]) == ([0.2] * 2, [0.5], [0.6, 0.8], 0.05)
+    plt.close("all")
 
 
 def test_the_numbers_of_a_result():

@@ -85,6 +85,13 @@ def test_the_host_does_not_wait_between_lines_of_the_log(gpu, method):
     assert waits[0] == waits[1] > 0
 
 
+def test_batches_of_images_that_stay_on_the_disk_are_those_of_images_on_the_gpu(gpu, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)  # in the thread that reads ahead there is no imitation
+    source = pairs.make_pairs("semantic", pairs.ImageSet("", bench.photographs(32, 32), torch.arange(32) % 4, list("abcd")), 0)
+    of = lambda images: [torch.cat(batch).cpu() for batch in pairs.batches(source, 0, 8, pairs.Augmentation(), pairs.Augmentation(p_gray=0.5), "cuda", images)]
+    assert len(of(None)) == 4 and all(torch.equal(a, b) for a, b in zip(of(None), of(source.pool.images), strict=True))
+
+
 def test_heads_run_on_a_gpu(gpu):
     x, y = torch.randn(60, 8).to(CUDA), (torch.arange(60) % 3).to(CUDA)
     x[y == 1] += 3

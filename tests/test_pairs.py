@@ -182,6 +182,10 @@ def test_arms_are_matched():
     view = pairs.Augmentation()
     for (x1, x2), (y1, y2) in zip(*(pairs.batches(p, 0, 3, view, view, "cpu") for p in (augmented, semantic))):
         assert torch.equal(x1, y1) and not torch.equal(x2, y2)  # the anchors' views are equal to the last bit
+    alike = pairs.replace(data, images=data.images[:1].expand_as(data.images))  # of one image the partners' views are too: the draws are the same
+    for view2 in (view, pairs.replace(view, p_gray=0.5)):
+        for (x1, x2), (y1, y2) in zip(*(pairs.batches(pairs.make_pairs(kind, alike, 5), 0, 3, view, view2, "cpu") for kind in ("augmented", "semantic"))):
+            assert torch.equal(x1, y1) and torch.equal(x2, y2)
 
 
 def test_every_epoch_and_every_seed_draws_order_partners_and_augmentation_anew():
@@ -848,14 +852,21 @@ def test_a_killed_build_goes_on_and_ends_equal(tmp_path):
     (tmp_path / "build.py").write_text(code)
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, [str(Path(pairs.__file__).parent), os.environ.get("PYTHONPATH")])))
     decoded = lambda: sum(int(np.fromfile(f, np.uint8).sum()) for f in (tmp_path / "cache").glob("*/done.bin"))
-    for target in (0, 100, 350):  # killed when so many are done
+    for target in (100, 350):  # killed when so many are done
         child = subprocess.Popen([sys.executable, tmp_path / "build.py", tmp_path / "d", tmp_path / "cache"], env=environment, stdout=subprocess.PIPE)
         child.stdout.readline()
         while decoded() < target and child.poll() is None:
             time.sleep(0.01)
+        listed = Path(f"/proc/{child.pid}/task/{child.pid}/children")
+        workers = listed.read_text().split() if listed.exists() else []
         child.send_signal(signal.SIGKILL)
         child.wait()
     assert decoded() >= 350
+    state = lambda pid: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] if Path(f"/proc/{pid}").exists() else "gone"
+    until = time.time() + 20
+    while not {state(pid) for pid in workers} <= {"gone", "Z"}:
+        assert time.time() < until, "a process that decodes has outlived its parent"
+        time.sleep(0.1)
     images, _ = pairs.cached(files, 600, 64, "", cache=tmp_path / "cache")
     assert torch.equal(images, pairs.decode(files, 64, "")[0])
 
@@ -993,8 +1004,7 @@ def test_a_list_is_proposed_from_the_cache_and_files_are_read_by_several_process
 
 
 def run_pairs(*arguments):
-    done = subprocess.run([sys.executable, Path(pairs.__file__), *map(str, arguments)], capture_output=True, text=True)
-    return done.returncode, done.stdout, done.stderr
+    return call_here("pairs.py", *arguments)
 
 
 def test_propose_strike_out_check_and_train_as_a_user_does(tmp_path):
@@ -1070,6 +1080,13 @@ def test_options_of_features_go_with_features(options, said, tmp_path, monkeypat
     with pytest.raises(UserError, match=said):
         pairs.main()
     assert not (tmp_path / "l.csv").exists()
+
+
+def test_a_mistake_that_evaluate_finds_is_one_line_of_the_program_pairs(tmp_path):
+    """Run as a program, pairs.py is loaded twice, and there must be one UserError."""
+    options = ["--by", "features", "--backbone-file", "x.pt", "--backbone", "convnet", "--device", "cpu", "--out", tmp_path / "l.csv"]
+    done = subprocess.run([sys.executable, pairs.__file__, "propose", "--data", two_colours(tmp_path / "d"), *options], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == "pairs.py: error: x.pt: no such file\n"
 
 
 def test_proposals_by_features_from_the_command_line(tmp_path, monkeypatch):

@@ -67,7 +67,7 @@ def cut(script, *arguments):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """A folder of 2 classes x 20 training and 6 test images, a pair list, and three runs' worth of use."""
+    """A folder of 2 classes x 20 training and 6 test images, and a pair list."""
     folder = tmp_path_factory.mktemp("photos")
     generator = torch.Generator().manual_seed(0)
     for split, each in (("train", 20), ("test", 6)):
@@ -109,13 +109,13 @@ def check_run(folder, config_has):
 def test_every_method_runs_on_every_kind_of_pairs(method, kind, photos, tmp_path):
     given = photos / "list.csv" if kind == "list" else kind
     small = ["--queue-size", "32", "--bn-splits", "2"] if method == "moco" else []
-    done = call(f"{method}.py", "--pairs", given, "--data", photos, "--backbone", "convnet", *QUICK, *small, "--out", tmp_path / "run")
+    said = printed(f"{method}.py", "--pairs", given, "--data", photos, "--backbone", "convnet", *QUICK, *small, "--out", tmp_path / "run")
     check_run(tmp_path / "run", {"method": method, "pairs": str(given), "image_size": 16})
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     for head in ("linear", "knn"):
         r = result[head][photos.name]
-        assert 0 <= r["accuracy"] <= 1 and r["chance"] == 0.5 and (r["classes"], r["n_train"], r["n_test"]) == (2, 40, 12)
-        assert re.search(rf"^{evaluate.TITLES[head]} +\S+ +2 +0\.500 +{r['untrained']:.3f} +{r['accuracy']:.3f}$", done.stdout, re.M)
+        assert r["accuracy"] > 0.9 and r["chance"] == 0.5 and (r["classes"], r["n_train"], r["n_test"]) == (2, 40, 12)
+        assert re.search(rf"^{evaluate.TITLES[head]} +\S+ +2 +0\.500 +{r['untrained']:.3f} +{r['accuracy']:.3f}$", said, re.M)
 
 
 def test_torchrun_makes_one_run_of_two_processes(photos, tmp_path):
@@ -144,14 +144,6 @@ def test_a_list_without_data_trains_and_says_how_to_evaluate(photos, tmp_path):
     status, _, error = call_here("evaluate.py", "knn", tmp_path / "semantic")
     assert status == 2 and "--data" in error
     printed("evaluate.py", "knn", tmp_path / "semantic", "--data", photos, "--device", "cpu")
-
-
-def test_scenes_show_the_held_out_table(tmp_path):
-    done = call("simclr.py", "--pairs", "semantic", "--epochs", "1", "--limit", "1024", "--out", tmp_path / "run", "--device", "cpu")
-    config, lines = check_run(tmp_path / "run", {"data": "scenes", "backbone": "convnet"})
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert list(result["linear"]) == ["scenes", "scenes-held-out"] and result["linear"]["scenes-held-out"]["classes"] == 20
-    assert "categories that no pretraining image shows" in done.stdout
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -193,16 +185,23 @@ def test_evaluate_adds_to_the_result_and_keeps_the_rest(photos, tmp_path):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two matched runs of one step on scenes."""
+    """Two matched runs of one step on scenes, of fewer categories."""
     folder = tmp_path_factory.mktemp("runs")
-    for arm in ("augmented", "semantic"):
-        printed("simclr.py", "--pairs", arm, "--epochs", "1", "--limit", "512", "--batch-size", "512", "--device", "cpu", "--out", folder / arm)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairs, "SCENE_CATEGORIES", 16)
+        for arm in ("augmented", "semantic"):
+            said = printed("simclr.py", "--pairs", arm, "--epochs", "1", "--limit", "64", "--batch-size", "64", "--device", "cpu", "--out", folder / arm)
+            assert "categories that no pretraining image shows" in said
     return folder
 
 
-def test_every_evaluation_of_a_run(runs, photos, tmp_path):
+def test_every_evaluation_of_a_run(runs, photos, tmp_path, monkeypatch):
     """transfer, finetune, detect, invariance, compare: what they print, what they add to result.json, their pictures."""
     a, s = runs / "augmented", runs / "semantic"
+    for module, name, few in ((evaluate, "scene_changes", lambda f: lambda *given: f(*given, n=60)), (evaluate, "image_changes", lambda f: lambda *given: f(*given, n=60)),
+                              (pairs, "detection_scenes", lambda f: lambda split, n, *rest: f(split, n // 20, *rest))):
+        monkeypatch.setattr(module, name, few(getattr(module, name)))  # fewer images
+    check_run(s, {"data": "scenes", "backbone": "convnet"})
     for run in (a, s):
         printed("evaluate.py", "transfer", run, "--data", photos, "scenes-shifted", "--device", "cpu")
     done = printed("evaluate.py", "finetune", s, "--data", photos, "--fraction", "0.5", "--steps", "3", "--batch-size", "8", "--device", "cpu")
@@ -217,7 +216,8 @@ def test_every_evaluation_of_a_run(runs, photos, tmp_path):
     assert "| simclr | scenes | linear scenes-held-out |" in done and "| simclr | scenes | share of rotation factors of scenes |" in done
 
     result = json.loads((s / "result.json").read_text())
-    assert list(result) == ["linear", "knn", "transfer", "finetune", "detect", "invariance"]
+    assert list(result) == ["linear", "knn", "transfer", "finetune", "detect", "invariance"] and list(result["linear"]) == ["scenes", "scenes-held-out"]
+    assert result["linear"]["scenes-held-out"]["classes"] == 20
     probe = result["transfer"][photos.name]
     assert probe["l2"] in evaluate.L2_GRID and len(probe["validation"]) == len(evaluate.L2_GRID) and probe["metric"] == "top-1"
     tuned = result["finetune"][f"{photos.name}, 0.5 of the labels, seed 0"]

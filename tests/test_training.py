@@ -28,10 +28,11 @@ class Recorded:
     def __init__(self, method, args, source, view1, view2, backbone, model, optimizer):
         self.model, self.start, self.epoch, self.step, self.lines, self.saved = model, copy.deepcopy(model), 0, 0, [], []
         self.views = view1, view2
+        assert backbone is model.backbone  # what backbone.pt holds, and evaluation judges
         Recorded.last = self
 
     def log(self, epoch, loss, lr, z):
-        self.lines.append((epoch, loss.item(), lr, z.dtype))
+        self.lines.append((epoch, loss.item(), lr, z.detach()))
         self.step += 1
 
     def save(self, epoch):
@@ -111,6 +112,7 @@ def test_a_run_equals_a_loop_by_hand(method, optimizer, float64, monkeypatch):
             loss = -(cosine(net.predictor(z1), z2.detach()) + cosine(net.predictor(z2), z1.detach())).mean() / 2
 
         assert run.lines[step][1:3] == (pytest.approx(loss.item(), abs=1e-9), pytest.approx(lr))
+        assert torch.allclose(run.lines[step][3], z1, rtol=0, atol=1e-9)  # whose std and rank the log has
         for w, g, m in zip(weights, torch.autograd.grad(loss, weights), momentum):
             if optimizer == "sgd" or w.ndim > 1:
                 g = g + DECAY * w.data
@@ -134,11 +136,12 @@ def test_a_run_equals_a_loop_by_hand(method, optimizer, float64, monkeypatch):
 
 @pytest.mark.parametrize("method", OPTIONS)
 def test_batches_are_asked_of_the_training_images_under_view_1_and_view_2(method, monkeypatch):
-    asked = []
+    asked, compiled = [], []
     monkeypatch.setattr(pairs, "batches", lambda *a: asked.append(a) or ())
-    run = trained(method, monkeypatch, ["--crop-min", 0.3, "--jitter", 0.1, 0.2, 0.3, 0.25, "--gray", 0.7, "--blur", 0.1, 0.2, "--solarize", 0.3, 0.4, "--seed", 1])
+    monkeypatch.setattr(evaluate, "parallel", lambda model, compile, **_: compiled.append(compile) or model)
+    run = trained(method, monkeypatch, ["--crop-min", 0.3, "--jitter", 0.1, 0.2, 0.3, 0.25, "--gray", 0.7, "--blur", 0.1, 0.2, "--solarize", 0.3, 0.4, "--seed", 1, "--compile"])
     images = pairs.scenes("train", 16, seed=1).images[: BATCH * STEPS // EPOCHS + 5]
-    assert [epoch for _, epoch, *_ in asked] == [0, 1]
+    assert [epoch for _, epoch, *_ in asked] == [0, 1] and compiled == [True]
     for source, _, size, view1, view2, _, given in asked:
         assert (source.seed, size, view1, view2) == (1, BATCH, *run.views)
         assert torch.equal(given, images) and torch.equal(source.pool.images, images)
@@ -169,7 +172,7 @@ def test_networks_compute_in_either_precision_and_losses_in_float32(method, loss
                                  ("float32", ["--precision", "bfloat16"], torch.bfloat16)):
         monkeypatch.setattr(evaluate, "usual_precision", lambda device: usual)
         run = trained(method, monkeypatch, options)
-        assert got == {torch.float32} and {dtype for *_, dtype in run.lines} == {kind}
+        assert got == {torch.float32} and {z.dtype for *_, z in run.lines} == {kind}
         assert {p.dtype for p in run.model.parameters()} == {torch.float32}
 
 
