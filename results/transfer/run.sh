@@ -4,7 +4,7 @@
 # same for three times as many epochs, 8 to 29 minutes a run: six hours; then SimCLR without kinds of augmentation, 12 minutes
 # a run: two hours; then with few or false semantic pairs, 6 runs: two and a half hours in float32; then with another
 # architecture, 6 runs, about an hour and a half a pair in float32; then fine-tuning, 10 runs: five hours; then without the
-# anchor's class among the negatives, 4 runs: an hour and a half in float32. From the repository's root, with the two folders
+# anchor's class among the negatives, 6 runs: two hours and a quarter in float32. From the repository's root, with the two folders
 # of class folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 # SimCLR's runs here come from commit a3cbafd (output.txt), the others' from a later one (output-others.txt, with the trials of moco-recipe.txt).
@@ -60,8 +60,8 @@ tuned() {  # of 10 runs: SimCLR's 60 epochs of `commands` once more, in float32,
     done
   done
 }
-negatives() {  # of 4 runs: `tuned`, seeds 0 and 1, without the anchor's class among its negatives
-  for seed in 0 1; do
+negatives() {  # of 6 runs: `tuned`, seeds 0 to 2, without the anchor's class among its negatives
+  for seed in 0 1 2; do
     for pairs in augmented semantic; do
       echo "results/transfer/negatives.py --pairs $pairs --seed $seed --data $cifar --backbone convnet --epochs 60 --limit 20000 --warmup-epochs 10 --precision float32 --out runs/epochs60-negatives/simclr-$pairs-seed$seed"
     done
@@ -123,8 +123,8 @@ for fraction in 0.1 1; do
 done | xargs -P 2 -L 1 "$python" >> runs-output.txt
 judge $tune runs/epochs60-finetune/*
 
-# Without the anchor's class among the negatives, in float32. Three seeds of both arms were planned before the first was run; 0 and 1
-# have been made, of commit 928bdb6, about 45 minutes each.
+# Without the anchor's class among the negatives, in float32. Three seeds of both arms were planned before the first was run; commit
+# 928bdb6, about 45 minutes each.
 negatives | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $negatives runs/epochs60-negatives/*
 
@@ -135,5 +135,5 @@ compare $off $long/simclr-*-seed[0-2] $off/simclr-*-without-{crop,jitter-gray,cr
 compare $few $tune/simclr-*-seed[0-2] $few/simclr-{share,false}*-seed[0-2] "${both[@]}"  # all in float32, and the next
 compare $arch $tune/simclr-*-seed[0-2] $arch/simclr-*-seed[0-2] --by backbone "${both[@]}"
 compare $tune $tune/simclr-*-seed[0-4] --measure "finetune $(basename "$clothes"), 0.1 of the labels" "finetune $(basename "$clothes"), 1 of the labels" "${both[@]:1}"
-compare $negatives $tune/simclr-*-seed[01] $negatives/simclr-*-seed[01] "${both[@]}"
+compare $negatives $tune/simclr-*-seed[0-2] $negatives/simclr-*-seed[0-2] "${both[@]}"
 "$python" results/transfer/negatives.py summary > $negatives/summary.txt
