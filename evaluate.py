@@ -262,7 +262,8 @@ def knn(train_x, train_y, test_x, test_y, k=200, temperature=0.1):
     Cosine similarity s of features (N, d); each of the k nearest training images votes exp(s / temperature)
     for its class. k is cut to the number of training images.
     """
-    train_x, test_x = (F.normalize(x, dim=1, eps=torch.finfo(x.dtype).tiny) for x in (train_x, test_x))  # the usual eps would leave tiny ones as they are
+    # with the usual eps, 1e-12, features shorter than that would stay shorter than 1
+    train_x, test_x = (F.normalize(x, dim=1, eps=torch.finfo(x.dtype).tiny) for x in (train_x, test_x))
     correct, classes = 0, int(train_y.max()) + 1
     for x, y in zip(test_x.split(1024), test_y.split(1024)):
         similarity, index = (x @ train_x.T).topk(min(k, len(train_x)), dim=1)
@@ -472,7 +473,7 @@ def build_detector(backbone, classes, kind="c4", size=(800,), rois=512, roi_size
     positions are the box head (He et al. 2016; MoCo's R50-C4 with its extra BatchNorm). "fpn": a feature pyramid of all stages
     and two linear layers (Lin et al. 2017). size: short sides; each training image draws one, testing takes the last, with which
     the anchors (32 ... 512 px at 800 px) scale. rois: RoIs in an image's box loss; at test time as many proposals, at least 100.
-    Differences from detectron2's, which MoCo used: fewer proposals (1,024 in training, 512 in testing), RoIAlign without the shift by
+    Differences from detectron2's, which MoCo used: fewer proposals (by default 1,024 in training, 512 in testing), RoIAlign without the shift by
     half a pixel, a batch padded to one size, objects marked difficult not trained on, and BatchNorm's running statistics not
     computed anew before testing. Raises UserError for backbones other than ResNets and, with c4, convnet.
     """
@@ -834,7 +835,7 @@ def join(device_name, batch_size):
 def parallel(model, compile=False, sync_batchnorm=True):
     """The model as the training loop calls it: its parts compiled if wanted and, among several processes, in
     DistributedDataParallel, which averages gradients; BatchNorm takes its statistics over all processes (torch has
-    that on GPUs only, and there its SyncBatchNorm makes the host wait in every layer)."""
+    that on GPUs only, and there its SyncBatchNorm makes the host wait in every layer, and interrupts what torch.compile joins)."""
     if dist.is_initialized() and sync_batchnorm and next(model.parameters()).is_cuda:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # replaces the layers inside, keeps their parameters
     if compile:
@@ -1002,7 +1003,7 @@ class Run:
         if not self.first:
             return
         steps = self.step - self.printed_step
-        if time.time() - self.printed < 2 and self.step % max(1, self.total // self.epochs):  # neither is it time, nor an epoch's end
+        if time.time() - self.printed < 2 and self.step % max(1, self.total // self.epochs):  # neither two seconds nor an epoch are over
             return
         value = (self.losses / steps).item()
         now = time.time()  # after the wait, so that the rate is the device's
@@ -1021,7 +1022,7 @@ class Run:
         if (std < 0.1 or rank < 2) and not self.warned:
             self.warned = True
             print(f"warning: the embeddings are collapsing: they hardly differ between images (std {std:.3f}, healthy is "
-                  f"0.7 to 1; effective rank {rank:.1f}). What such a run learns is worth little.", flush=True)
+                  f"about 0.65 to 1; effective rank {rank:.1f}). What such a run learns is worth little.", flush=True)
         self.losses, self.std, self.printed, self.printed_step = 0.0, std, now, self.step
 
     def save(self, epoch):
@@ -1059,7 +1060,7 @@ class Run:
             return
         draw_curves(self.folder)
         if self.std < 0.5 and not self.warned:
-            print(f"warning: the embeddings are still alike at the end (std {self.std:.2f}, healthy is 0.7 to 1): more --epochs, another "
+            print(f"warning: the embeddings are still alike at the end (std {self.std:.2f}, healthy is about 0.65 to 1): more --epochs, another "
                   f"--lr{' or a higher --temperature' if 'temperature' in self.config else ''} may help.", flush=True)
         if data is None or self.config["pairs"] not in pairs.ARMS and not pairs.can_judge(data):
             print(f"No labelled --data was given, so no table. Later: python evaluate.py linear {self.folder} --data DIR")
@@ -1320,7 +1321,7 @@ def data_of(config):
 
 def matched(config):
     """The names in config.json that two runs of one row must have equal, but for FREE."""
-    return [*vars_of(config), "precision"]
+    return [name for name in config if name == "precision" or name in vars_of(config)]
 
 
 PROTOCOL = ("metric", "k", "classes", "n", "n_train", "n_test", "files_crc32", "n_fitted", "steps", "batch_size", "kind", "size", "rois", "roi_size")
@@ -1388,7 +1389,7 @@ def compare(runs, by=(), only=()):
     measure has, and for `by` what has rows of its own anyway.
     """
     groups, known, by = {}, {}, [name.replace("-", "_") for name in by]
-    shown = lambda value: "nothing" if value in ("", None) else value
+    shown = lambda value: " ".join(map(str, value)) if isinstance(value, list) else "nothing" if value in ("", None) else value
     for run in map(Path, runs):
         config, file = read_config(run), run / "result.json"
         if said := unfinished(config):

@@ -127,6 +127,8 @@ def test_an_ablation_has_rows_of_its_own_for_each_value_of_an_option(make):
 def test_runs_in_another_precision_are_refused_unless_they_are_the_ablation(make):
     runs = [make("augmented", 0, 0.5), make("semantic", 0, 0.6, precision="float32"), make("augmented", 0, 0.7, precision="bfloat16")]
     assert len(evaluate.compare(runs[:2])) == 1  # a run of older code does not say
+    with pytest.raises(UserError, match="--by precision: no option of "):
+        evaluate.compare(runs[:1], by=["precision"])
     with pytest.raises(UserError, match="not matched, so not comparable: precision is float32 in .* and bfloat16 in .*; with --by precision"):
         evaluate.compare(runs[1:])
     assert [row["data"] for row in evaluate.compare(runs[1:], by=["precision"])] == ["scenes, precision float32", "scenes, precision bfloat16"]

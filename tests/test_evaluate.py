@@ -995,6 +995,15 @@ def test_weights_may_be_evaluated_twice_at_the_same_time(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
+def test_a_lock_holds_between_processes(tmp_path):
+    code = "import fcntl, sys\ntry: fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX | fcntl.LOCK_NB)\nexcept BlockingIOError: sys.exit(3)"
+    tried = lambda: subprocess.run([sys.executable, "-c", code, tmp_path / "lock"]).returncode
+    with pairs.locked(tmp_path / "lock"):
+        assert tried() == 3
+    assert tried() == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
 def test_results_of_evaluations_that_end_at_the_same_time_are_all_kept(tmp_path):
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda k: [evaluate.add_results(tmp_path, {"knn": {f"{k}-{i}": {"accuracy": i}}}) for i in range(20)], range(4)))

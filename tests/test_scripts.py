@@ -114,7 +114,7 @@ def test_every_method_runs_on_every_kind_of_pairs(method, kind, photos, tmp_path
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     for head in ("linear", "knn"):
         r = result[head][photos.name]
-        assert r["accuracy"] > 0.9 and r["chance"] == 0.5 and (r["classes"], r["n_train"], r["n_test"]) == (2, 40, 12)
+        assert r["accuracy"] > 0.7 and r["chance"] == 0.5 and (r["classes"], r["n_train"], r["n_test"]) == (2, 40, 12)
         assert re.search(rf"^{evaluate.TITLES[head]} +\S+ +2 +0\.500 +{r['untrained']:.3f} +{r['accuracy']:.3f}$", said, re.M)
 
 
