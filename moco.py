@@ -28,8 +28,8 @@ Deviations from the papers and facebookresearch/moco
      input is normalised with CIFAR's mean and standard deviation.
   3. On scenes: a small convnet, a queue of 1024, a quarter of the images; EMA decay 0.99; small batches (more steps
      in a few minutes), 2 parts of 32 for BatchNorm (paper: 8 of 32), lr 0.06 (v2: 0.03), crops of at least half the
-     area, colour jitter of half strength, no blur. With the jitter of byol.py augmented pairs come
-     close to semantic ones, 0.841 beside 0.871 (results/ablations/jitter).
+     area, colour jitter of half strength, no blur. With the jitter of byol.py augmented pairs come close to semantic
+     ones, 0.841 beside 0.871 (results/ablations/jitter).
 
 For semantic pairs of photographs, and their baseline, use --temperature 0.5: on CIFAR-10 at 0.1 the embeddings stayed close
 together for 780 steps, perhaps as MoCo's head has no BatchNorm to keep them apart; at 0.5 they did not
