@@ -205,7 +205,7 @@ def train(model, optimizer, source, view1, view2, run, args):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            model.update_target(target_decay(run.step, total, args.ema_decay))  # after the optimiser's step, which is as good as before the next step's targets, where moco.py does it
+            model.update_target(target_decay(run.step, total, args.ema_decay))  # as good as before the next targets, where moco.py has it
             run.log(epoch, loss, lr, z1)  # counts the step: run.step + 1
         run.save(epoch + 1)  # at most every 20 seconds, and at the end
 

@@ -473,9 +473,9 @@ def build_detector(backbone, classes, kind="c4", size=(800,), rois=512, roi_size
     positions are the box head (He et al. 2016; MoCo's R50-C4 with its extra BatchNorm). "fpn": a feature pyramid of all stages
     and two linear layers (Lin et al. 2017). size: short sides; each training image draws one, testing takes the last, with which
     the anchors (32 ... 512 px at 800 px) scale. rois: RoIs in an image's box loss; at test time as many proposals, at least 100.
-    Differences from detectron2's, which MoCo used: fewer proposals (by default 1,024 in training, 512 in testing), RoIAlign without the shift by
-    half a pixel, a batch padded to one size, objects marked difficult not trained on, and BatchNorm's running statistics not
-    computed anew before testing. Raises UserError for backbones other than ResNets and, with c4, convnet.
+    Differences from detectron2's, which MoCo used: fewer proposals (by default 1,024 in training, 512 in testing), RoIAlign without
+    the shift by half a pixel, a batch padded to one size, objects marked difficult not trained on, and BatchNorm's running
+    statistics not computed anew before testing. Raises UserError for backbones other than ResNets and, with c4, convnet.
     """
     vision = torchvision.models.detection
     backbone.requires_grad_(True)
@@ -891,7 +891,8 @@ def on_first(call):
 
 SECONDS_BETWEEN_SAVES = 20  # an epoch may take two seconds on a GPU, and a save some tenths of that
 WHERE_IT_RUNS = {"root", "download", "device", "out", "resume", "cache", "compile"}  # options that do not change what is learned
-MACHINE = {"python", "torch", "torchvision", "numpy", "pillow", "threads", "machine", "git_commit", "gpu", "precision"}
+MACHINE = {"python", "torch", "torchvision", "numpy", "pillow", "threads", "machine", "git_commit", "gpu"}
+ELSEWHERE = MACHINE | {"precision"}  # what may change, with a note, when a run is resumed
 
 
 class Run:
@@ -964,7 +965,7 @@ class Run:
                             "without --resume" + ", after removing that folder" * self.folder.exists())
         old = read_config(self.folder)
         for name in vars_of(self.config):
-            if name not in WHERE_IT_RUNS and old.get(name) != self.config[name]:
+            if name not in WHERE_IT_RUNS | ELSEWHERE and old.get(name) != self.config[name]:
                 changed = f"{name} was {old.get(name)} in {self.folder} and is {self.config[name]} now; keep it"
                 if name == "files_crc32":
                     changed = f"the files of --data, or the pairs of the list, are not those of {self.folder}; bring them back"
@@ -987,7 +988,7 @@ class Run:
         if log.exists():  # lines after the checkpoint are of steps that will be run again; the last may be cut off
             lines = [line for line in log.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= self.step]
             log.write_text("".join(line + "\n" for line in lines))
-        if elsewhere := {name: self.config.get(name) for name in sorted(MACHINE) if self.config.get(name) != old.get(name)}:
+        if elsewhere := {name: self.config.get(name) for name in sorted(ELSEWHERE) if self.config.get(name) != old.get(name)}:
             said = ", ".join(f"{name} {value}" for name, value in elsewhere.items())
             print(f"note: after epoch {self.epoch} the run goes on with {said}, as config.json will say", flush=True)
             old.setdefault("resumed_elsewhere", []).append({"after_epoch": self.epoch, **elsewhere})
@@ -1319,11 +1320,6 @@ def data_of(config):
     return " ".join(Path(name).name for name in (config["data"], pair_list) if name)
 
 
-def matched(config):
-    """The names in config.json that two runs of one row must have equal, but for FREE."""
-    return [name for name in config if name == "precision" or name in vars_of(config)]
-
-
 PROTOCOL = ("metric", "k", "classes", "n", "n_train", "n_test", "files_crc32", "n_fitted", "steps", "batch_size", "kind", "size", "rois", "roi_size")
 
 
@@ -1399,8 +1395,8 @@ def compare(runs, by=(), only=()):
         for name in by:
             if name in FREE:
                 raise UserError(f"--by {name}: leave it out, as runs that differ in it are told apart or paired without it")
-            if name not in matched(config):
-                raise UserError(f"--by {name}: no option of {run}; its options are {', '.join(matched(config))}")
+            if name not in vars_of(config):
+                raise UserError(f"--by {name}: no option of {run}; its options are {', '.join(vars_of(config))}")
         values = ("with all transforms" if name == "without" and not config[name] else f"{name} {shown(config[name])}" for name in by)
         try:
             found = measures(read_json(file))
@@ -1419,7 +1415,7 @@ def compare(runs, by=(), only=()):
                 config.setdefault(name, known_value)
         first_run, first, _ = members[0]
         for run, config, _ in members[1:]:
-            for name in sorted({*matched(first), *matched(config)} - FREE):
+            for name in sorted({*vars_of(first), *vars_of(config)} - FREE):
                 if config.get(name) != first.get(name):
                     raise UserError(f"not matched, so not comparable: {name} is {shown(first.get(name))} in {first_run} and "
                                     f"{shown(config.get(name))} in {run}; with --by {name} each value has rows of its own")

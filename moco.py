@@ -12,8 +12,8 @@
 What changes relative to simclr.py: a key encoder that slowly follows the query encoder, a queue of negatives, a loss in one
 direction, from x1 to x2, a head without BatchNorm, the backbone's BatchNorm in parts, and no warm-up.
 
-SimCLR's negatives are limited by its batch; a queue offers K of them, of which a step encodes only N. Its oldest keys were encoded K / N
-steps ago; their encoder changes slowly, so that old and new keys stay comparable (MoCo, Sec. 3.2).
+SimCLR's negatives are limited by its batch; a queue offers K of them, of which a step encodes only N. Its oldest keys were
+encoded K / N steps ago; their encoder changes slowly, so that old and new keys stay comparable (MoCo, Sec. 3.2).
 
 BatchNorm must not leak which key belongs to which query (the encoder could cheat by recognising the statistics
 of its own batch; MoCo, Sec. 3.3). The paper spreads a batch over 8 GPUs, each with its own statistics, and

@@ -448,7 +448,7 @@ def test_help_names_every_option_with_its_default():
 def test_defaults_on_scenes_are_those_of_the_published_results(method):
     published = json.loads((ROOT / "results" / "scenes" / f"{method}-semantic-scenes-seed0" / "config.json").read_text())
     now = vars(importlib.import_module(method).parse_args(["--pairs", "semantic", "--device", "cpu"]))
-    shared = now.keys() & published.keys() - {"image_size"} - evaluate.MACHINE  # the image size of the scenes, there
+    shared = now.keys() & published.keys() - {"image_size"} - evaluate.ELSEWHERE  # the image size of the scenes, there
     assert {k: now[k] for k in shared} == {k: published[k] for k in shared} and len(shared) > 25
     assert not published.keys() & {"lr", "epochs", "batch_size", "weight_decay", "crop_min", "jitter"} - shared
 
@@ -458,7 +458,7 @@ def test_defaults_on_photographs_are_those_of_the_published_results(method):
     published = json.loads((ROOT / "results" / "transfer" / "epochs60" / f"{method}-semantic-seed0" / "config.json").read_text())
     now = vars(importlib.import_module(method).parse_args(["--pairs", "semantic", "--data", "cifar10-jpeg", "--device", "cpu"]))
     other = {"image_size", "out", "backbone", "epochs", "limit"} | ({"temperature"} if method == "moco" else set())  # in those runs
-    shared = now.keys() & published.keys() - other - evaluate.MACHINE
+    shared = now.keys() & published.keys() - other - evaluate.ELSEWHERE
     assert {k: now[k] for k in shared} == {k: published[k] for k in shared} and {"lr", "batch_size", "weight_decay", "crop_min", "jitter"} <= shared
     assert (now["backbone"], now["epochs"]) == ("resnet18", 200) and now.get("temperature") == {"simclr": 0.5, "moco": 0.1}.get(method)
 
