@@ -4,8 +4,8 @@
 # same for three times as many epochs, 8 to 29 minutes a run: six hours; then SimCLR without kinds of augmentation, 12 minutes
 # a run: two hours; then with few or false semantic pairs, 6 runs: two and a half hours in float32; then with another
 # architecture, 6 runs, about an hour and a half a pair in float32; then fine-tuning, 10 runs: five hours; then without the
-# anchor's class among the negatives, 6 runs: two hours and a quarter in float32. From the repository's root, with the two folders
-# of class folders:
+# anchor's class among the negatives, 6 runs: two hours and a quarter in float32; then MoCo at two temperatures, 6 runs: two hours in
+# float32. From the repository's root, with the two folders of class folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 # SimCLR's runs here come from commit a3cbafd (output.txt), the others' from a later one (output-others.txt, with the trials of moco-recipe.txt).
 # Since then all 8 parts of MoCo's batch together move BatchNorm's running statistics as much as one batch does.
@@ -67,6 +67,14 @@ negatives() {  # of 6 runs: `tuned`, seeds 0 to 2, without the anchor's class am
     done
   done
 }
+temperature() {  # of 6 runs: MoCo's 60 epochs of `commands`, seeds 0 to 2, in float32, each arm at the temperature that suits it
+  for seed in 0 1 2; do
+    for arm in "augmented 0.1" "semantic 0.5"; do
+      set -- $arm
+      echo "moco.py --pairs $1 --temperature $2 --seed $seed --data $cifar --backbone convnet --epochs 60 --limit 20000 --precision float32 --out runs/epochs60-temperature/moco-$1-temperature$2-seed$seed"
+    done
+  done
+}
 kept=runs/kept  # what goes to results, at the end: a changed file there would mark the commit of later runs as dirty
 judge() {  # a folder of results, then runs
   to=$kept/$1
@@ -85,7 +93,7 @@ compare() {  # a folder of results, then runs and options
   "$python" evaluate.py compare "${@:2}" --out "$1"
 }
 both=(--measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")")
-here=results/transfer long=results/transfer/epochs60 off=results/transfer/without few=results/transfer/curation arch=results/transfer/architecture tune=results/transfer/finetune negatives=results/transfer/negatives
+here=results/transfer long=results/transfer/epochs60 off=results/transfer/without few=results/transfer/curation arch=results/transfer/architecture tune=results/transfer/finetune negatives=results/transfer/negatives temperature=results/transfer/temperature
 commands 20 | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $here runs/{simclr,moco,byol,simsiam}-*-"$(basename "$cifar")"-seed[0-4]
 
@@ -127,6 +135,11 @@ judge $tune runs/epochs60-finetune/*
 # 928bdb6, about 45 minutes each.
 negatives | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $negatives runs/epochs60-negatives/*
+
+# MoCo, augmented pairs at its default temperature, semantic pairs at the one chosen for them, in float32. Three seeds of both arms were
+# planned before the first was run.
+temperature | xargs -P 2 -L 1 "$python" > runs-output.txt
+judge $temperature runs/epochs60-temperature/*
 
 cp -r $kept/results .
 compare $here $here/{simclr,moco,byol,simsiam}-*-seed[0-4]
