@@ -298,21 +298,23 @@ def score(metric, logits, y):
     return right.mean().item()
 
 
-def logistic_regression(x, y, classes, l2, start=None, max_iter=1000):
+def logistic_regression(x, y, classes, l2, start=None, tick=lambda: None):
     """Multinomial logistic regression by L-BFGS: weights (d + 1, classes), the last row the bias, that minimise
 
         mean cross entropy(x W + b, y) + l2 / 2 |W|^2        (the bias is not penalised; scikit-learn's C = 1 / (n l2)).
 
-    x (N, d), y (N,), or (N, classes) for a binary regression for each class. `start` are weights to begin with.
+    x (N, d), y (N,), or (N, classes) for a binary regression for each class. `start` are weights to begin with;
+    `tick` is called at every evaluation of the loss.
     """
     weights = x.new_zeros(x.shape[1] + 1, classes) if start is None else start.clone()
     weights.requires_grad_()
-    solver = torch.optim.LBFGS([weights], max_iter=max_iter, tolerance_grad=1e-5, history_size=10, line_search_fn="strong_wolfe")
+    solver = torch.optim.LBFGS([weights], max_iter=1000, tolerance_grad=1e-5, history_size=10, line_search_fn="strong_wolfe")
 
     def closure():
         solver.zero_grad()
         loss = classification_loss(x @ weights[:-1] + weights[-1], y) + l2 / 2 * weights[:-1].square().sum()
         loss.backward()
+        tick()
         return loss
 
     solver.step(closure)
@@ -352,10 +354,10 @@ L2_GRID = [10.0**k for k in range(1, -8, -1)]  # from strong to weak: each fit s
 def linear_probe(train_x, train_y, test_x, test_y, classes, grid=L2_GRID, split=None, metric="top-1"):
     """Linear probe on frozen features (N, d): {"accuracy", "metric", "l2", "validation": {l2: accuracy}}.
 
-    Features are standardised with the training mean and standard deviation. The L2 strength is the one that is best on some
-    of the training rows (if equal, the stronger one); the probe is fitted again on all of them; the test images
-    are read once (Kornblith et al. 2019, Sec. A.4). split: (rows to choose on, rows to train on), else a_fifth.
-    "accuracy" is in the metric named (see `score`).
+    Features are standardised with the training mean and standard deviation. The L2 strength is the one of the grid that is
+    best on some of the training rows (if equal, the stronger one); the probe is fitted again on all of them; the test images
+    are read once (Kornblith et al. 2019, Sec. A.4, with 45 strengths). split: (rows to choose on, rows to train on), else
+    a_fifth. "accuracy" is in the metric named (see `score`).
     """
     held, kept = (rows.to(train_y.device) for rows in split or a_fifth(train_y.cpu()))
     scale = train_x.abs().max().clamp(1e-24, 1)  # features may be small, as an untrained MobileNet's
@@ -364,12 +366,13 @@ def linear_probe(train_x, train_y, test_x, test_y, classes, grid=L2_GRID, split=
     accuracy = lambda w, x, y: score(metric, x @ w[:-1] + w[-1], y)
 
     curve, fitted, weights, progress = {}, {}, None, pairs.Progress("linear probe, L2 strengths", len(grid))
+    still_busy = lambda: progress(0)
     for l2 in grid:
-        weights = fitted[l2] = logistic_regression(train_x[kept], train_y[kept], classes, l2, weights)
+        weights = fitted[l2] = logistic_regression(train_x[kept], train_y[kept], classes, l2, weights, still_busy)
         curve[l2] = accuracy(weights, train_x[held], train_y[held])
         progress()
     best = max(curve, key=curve.get)  # of equals the first, which is the strongest
-    weights = logistic_regression(train_x, train_y, classes, best, fitted[best])
+    weights = logistic_regression(train_x, train_y, classes, best, fitted[best], still_busy)
     return {"accuracy": accuracy(weights, test_x, test_y), "metric": metric, "l2": best, "validation": curve}
 
 
@@ -389,7 +392,7 @@ def judge(heads, trained, untrained, train, test, val=None, **options):
     results, both = {}, train
     if "finetune" in heads and val is not None:
         both = replace(train, images=torch.cat([s.images for s in parts]), labels=y.cpu())
-    for which, backbone in (("trained", trained), ("untrained", untrained.to(device))):
+    for which, backbone in (("trained", trained), ("untrained", untrained)):
         if set(heads) - {"finetune"}:
             *x, test_x = (features(backbone, s.images, what=f"{which} features of {s.name}") for s in (*parts, test))
             x = torch.cat(x)
@@ -1022,7 +1025,7 @@ class Run:
               f"{speed:6,.0f} images/s  std {std:.2f}  rank {rank:5.1f}  {left // 60}:{left % 60:02d} left", flush=True)
         if (std < 0.1 or rank < 2) and not self.warned:
             self.warned = True
-            print(f"warning: the embeddings are collapsing: they hardly differ between images (std {std:.3f}, healthy is "
+            print(f"warning: the embeddings are collapsing: almost equal, or along one line (std {std:.3f}, healthy is "
                   f"about 0.65 to 1; effective rank {rank:.1f}). What such a run learns is worth little.", flush=True)
         self.losses, self.std, self.printed, self.printed_step = 0.0, std, now, self.step
 
@@ -1053,8 +1056,9 @@ class Run:
             save_tensors(self.folder / "backbone.pt", bare)
             write_json(self.folder / "config.json", config | {"trained_epochs": self.epoch})
 
-    def finish(self, data):
-        """Draws curves.png, evaluates the backbone on `data`, prints the table, writes result.json; process 0 alone does."""
+    def finish(self):
+        """Draws curves.png, evaluates the backbone on its data, prints the table, writes result.json; process 0 alone does."""
+        data = self.config["data"]
         if dist.is_initialized():
             dist.destroy_process_group()
         if not self.first:
@@ -1600,7 +1604,7 @@ def parse_args(argv=None):
             sub.add_argument("--root", help="folder of torchvision's data sets [the run's]")
             sub.add_argument("--download", action="store_true", help="let torchvision download the data sets")
             sub.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read, and say which, instead of stopping [the run's]")
-            sub.add_argument("--cache", help="folder for the decoded images of folders, kept for later [the run's]")
+            sub.add_argument("--cache", help="folder for decoded image files, kept for later [the run's]")
         return sub
 
     for name, text in (("knn", "weighted kNN (k 200, temperature 0.1) on frozen features"),

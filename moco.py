@@ -10,7 +10,7 @@
     queue    (K, d), the K latest keys: the negatives
 
 What changes relative to simclr.py: a key encoder that slowly follows the query encoder, a queue of negatives, a loss in one
-direction, from x1 to x2, a head without BatchNorm, the backbone's BatchNorm in parts, and no warm-up.
+direction, from x1 to x2, a head without BatchNorm, BatchNorm statistics over parts of the batch, and no warm-up.
 
 SimCLR's negatives are limited by its batch; a queue offers K of them, of which a step encodes only N. Its oldest keys were
 encoded K / N steps ago; their encoder changes slowly, so that old and new keys stay comparable (MoCo, Sec. 3.2).
@@ -23,23 +23,22 @@ separate parts of the batch; the images of the keys are shuffled before that, an
 Deviations from the papers and facebookresearch/moco
   1. The learning rate falls along a cosine by step, not by epoch. Crops are taken from a centre square of
      --image-size (paper: from the whole picture).
-  2. On CIFAR-size photographs: batch 512, weight decay 5e-4, queue 4096, EMA decay 0.99, temperature 0.1, crops
-     from 0.08, no blur, as in the authors' CIFAR-10 demo, whose head, unlike this one, is a single layer, and whose
-     input is normalised with CIFAR's mean and standard deviation.
+  2. On photographs: batch 512, weight decay 5e-4, queue 4096, EMA decay 0.99, temperature 0.1, crops of at least
+     0.08 of the area, no blur, as in the authors' CIFAR-10 demo, whose head, unlike this one, is a single layer,
+     and whose input is normalised with CIFAR's mean and standard deviation.
   3. On scenes: a small convnet, a queue of 1024, a quarter of the images; EMA decay 0.99; small batches (more steps
      in a few minutes), 2 parts of 32 for BatchNorm (paper: 8 of 32), lr 0.06 (v2: 0.03), crops of at least half the
      area, colour jitter of half strength, no blur. With the jitter of byol.py augmented pairs come close to semantic
      ones, 0.841 beside 0.871 (results/ablations/jitter).
 
 For semantic pairs of photographs, and their baseline, use --temperature 0.5: on CIFAR-10 at 0.1 the embeddings stayed close
-together for 780 steps, perhaps as MoCo's head has no BatchNorm to keep them apart; at 0.5 they did not
+together for 780 steps, perhaps because MoCo's head has no BatchNorm to keep them apart; at 0.5 they did not
 (results/transfer/moco-recipe.txt).
 
-Measured with the default options on scenes, two CPU cores, five seeds (results/scenes): linear probe on held-out
+Measured with the default options on scenes, two CPU cores, bf16, five seeds (results/scenes): linear probe on held-out
 categories 0.885 ± 0.040 with semantic pairs, 0.549 ± 0.073 with augmented pairs, 0.212 ± 0.055 untrained, chance 0.05.
 """
 
-import argparse
 import copy
 import math
 
@@ -62,11 +61,11 @@ RECIPES = {
 
 
 def parse_args(argv=None):
-    parser = pairs.Parser(description=__doc__.splitlines()[0], formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = pairs.Parser(description=__doc__.splitlines()[0])
     add, default = parser.add_argument, pairs.default_help(RECIPES)
     # -- shared by the four methods, word for word
     add("--pairs", default="augmented", help="augmented: two views of one image; semantic: two images of one class; FILE.csv: a curated list with columns image_a,image_b [augmented]")
-    add("--arm", default="semantic", choices=["semantic", "augmented"], help="with FILE.csv: augmented pairs each row's image_a with itself, the matched baseline [semantic]")
+    add("--arm", default="semantic", choices=["semantic", "augmented"], help="with FILE.csv, augmented: each row's image_a is paired with itself, the matched baseline [semantic]")
     add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs kept, redrawn every epoch; the rest become augmented: how few suffice? [1]")
     add("--false-pairs", type=pairs.fraction, default=0.0, help="share of the semantic (or the list's) partners drawn from another category, redrawn every epoch: what does curation buy? [0]")
     add("--data", type=pairs.named, help=f"scenes; a folder of class folders, with train/ and test/ or without; or {', '.join(pairs.TORCHVISION_SETS)}; with FILE.csv the folder that its paths are relative to, by default the list's own, and then the run is not judged [scenes]")
@@ -75,7 +74,7 @@ def parse_args(argv=None):
     add("--image-size", type=pairs.positive_int, help="side of the images in pixels [scenes 32, else the set's own, at most 224]")
     add("--limit", type=pairs.positive_int, help="only the first N training images, classes in turn; with FILE.csv, the first N rows [all]")
     add("--skip-bad", action="store_true", help="leave out images that cannot be read, and say which, instead of stopping")
-    add("--cache", default="cache", help="folder for the decoded images of folders and lists, kept for later runs [cache]")
+    add("--cache", default="cache", help="folder for decoded image files, kept for later runs [cache]")
     add("--backbone", help=f"convnet, or a classification model of torchvision such as resnet18, resnet50 {default('backbone')}")
     add("--epochs", type=pairs.positive_int, help=f"passes over the anchors {default('epochs')}")
     add("--batch-size", type=pairs.positive_int, help=f"pairs in a step {default('batch_size')}")
@@ -83,11 +82,11 @@ def parse_args(argv=None):
     add("--weight-decay", type=pairs.nonnegative_float, help=f"coefficient of the L2 penalty {default('weight_decay')}")
     add("--seed", type=pairs.seed_int, default=0, help="seed of the scenes, the weights, the order, the partners and the augmentation [0]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
-    add("--precision", choices=["bfloat16", "float32"], help="in which the networks compute (losses: always float32); float32 is the same on every machine but for rounding [bfloat16 where that is faster]")
+    add("--precision", choices=["bfloat16", "float32"], help="number format of the networks (losses: always float32); float32 is the same on every machine but for rounding [bfloat16 where that is faster]")
     add("--compile", action="store_true", help="torch.compile the networks, for GPUs: costs time at the start, and gains little on a CPU (README, Speed)")
     add("--out", help="run folder [runs/<method>-<pairs>-<data>-seed<seed>]")
     add("--resume", action="store_true", help="go on from the run folder's checkpoint, with the same options")
-    add("--without", default="", help="transforms to switch off, comma-separated: crop, flip, jitter, gray, blur, solarize []")
+    add("--without", default="", help="transforms to switch off, comma-separated: crop, flip, jitter, gray, blur, solarize [none]")
     # -- MoCo's own
     add("--crop-min", type=pairs.fraction, help=f"smallest crop, share of the image area (v2: 0.2) {default('crop_min')}")
     add("--jitter", type=pairs.nonnegative_float, nargs=4, help=f"brightness, contrast, saturation, hue (v2: 0.4 0.4 0.4 0.1) {default('jitter')}")
@@ -155,7 +154,7 @@ class MoCo(nn.Module):
         """Keys (N, d) of x (N, 3, S, S), encoded in shuffled order: a key's BatchNorm part says nothing about its query."""
         rank, world = pairs.rank_and_world()  # (0, 1) on a single GPU
         x = evaluate.gather(x)  # the images of all processes
-        shuffle = evaluate.same_on_all(torch.randperm(len(x), device=x.device))
+        shuffle = evaluate.same_on_all(pairs.send(torch.randperm(len(x)), x.device))  # drawn on the CPU, as all else
         k = self.key_encoder(x[shuffle.chunk(world)[rank]])  # of this process's share of the shuffled images
         k = evaluate.gather(k)[shuffle.argsort()]  # all keys, in the order of x again
         return k.chunk(world)[rank]
@@ -170,8 +169,8 @@ class MoCo(nn.Module):
     @torch.no_grad()
     def enqueue(self, k):
         """Overwrites the oldest len(k) keys of the queue, whose size is a multiple of len(k)."""
-        start = self.pointer + torch.arange(len(k), device=k.device)
-        self.queue[start] = F.normalize(k, dim=1).to(self.queue.dtype)
+        rows = self.pointer + torch.arange(len(k), device=k.device)
+        self.queue[rows] = F.normalize(k, dim=1)
         self.pointer.copy_((self.pointer + len(k)) % len(self.queue))
 
 
@@ -236,7 +235,7 @@ def main():
     processes = pairs.rank_and_world()[1]
     parts = args.bn_splits * processes
     if args.queue_size % args.batch_size or args.batch_size % parts or args.batch_size < 2 * parts:
-        raise pairs.UserError(f"--queue-size {args.queue_size} must be a multiple of --batch-size {args.batch_size}, and that, twice or more, of "
+        raise pairs.UserError(f"--queue-size {args.queue_size} must be a multiple of --batch-size {args.batch_size}, and that a multiple, 2 times or more, of "
                               f"--bn-splits {args.bn_splits}" + (f" times {processes} processes" if processes > 1 else ""))
     source = pairs.load_pairs(args)
     view1, view2 = pairs.make_views(args, source.pool.image_size)
@@ -250,7 +249,7 @@ def main():
 
     run = evaluate.Run("moco", args, source, view1, view2, backbone, model, optimizer)
     train(model, optimizer, source, view1, view2, run, args)
-    run.finish(args.data)
+    run.finish()
 
 
 if __name__ == "__main__":

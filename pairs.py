@@ -43,7 +43,7 @@ import zlib
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -231,11 +231,11 @@ def batches(source, epoch, batch_size, view1, view2, device, images=None):
 
 
 def to_device(images, device, share=0.3):
-    """Images on the device, or left where they are (mapped from disk) if they need more than `share` of a GPU's free memory:
-    training takes the rest."""
+    """Images on the device, or left where they are (those of folders: mapped from disk) if they need more than `share` of a
+    GPU's free memory: training takes the rest."""
     device = torch.device(device)
     if device.type == "cuda" and images.nbytes > share * torch.cuda.mem_get_info(device)[0]:
-        print(f"{images.nbytes / 1e9:.1f} GB of images are too many to keep on {device}: streamed from disk", flush=True)
+        print(f"{images.nbytes / 1e9:.1f} GB of images are too many to keep on {device}: streamed batch by batch", flush=True)
         return images
     return images.to(device)
 
@@ -845,7 +845,7 @@ TORCHVISION_SETS = {  # name: torchvision's class; arguments of the train, valid
 }
 IMAGES_PER_CLASS = {"caltech101": (30, None), "sun397": (50, 50)}  # train and test, where torchvision has no split
 SCENES = ("scenes", "scenes-held-out", "scenes-shifted")
-DATA_SETS = (*SCENES, *TORCHVISION_SETS)  # the names that --data takes, and not for folders
+DATA_SETS = (*SCENES, *TORCHVISION_SETS)  # names that --data takes for a data set, even if there is a folder of that name
 NOT_TRAIN = ("test", "val", "valid", "validation")  # folders beside train/
 SPLIT_NAMES = ("train", "training", "testing", *NOT_TRAIN)
 # also some that Pillow may not read: they should be reported, not silently skipped
@@ -860,7 +860,7 @@ def load_images(data, split="train", image_size=None, limit=None, seed=0, root="
     just class folders, in which case every fifth image is for testing. image_size None takes the set's own (the first
     image's short side, at most 224 px); images are scaled to that short side and centre-cropped. `limit` keeps
     the first images of the train split, one of each class in turn; `skip_bad` leaves out images that cannot be
-    read; `cache` is the folder for decoded images of folders, see `cached`. Raises UserError when there is nothing
+    read; `cache` is the folder for decoded image files, see `cached`. Raises UserError when there is nothing
     to read, and when there are images that cannot be read, all of them named.
     """
     limit = limit if split == "train" else None
@@ -881,50 +881,59 @@ def load_images(data, split="train", image_size=None, limit=None, seed=0, root="
     items, labels, classes = found
     order = by_turns(labels)
     n, what = len(order[:limit]), f"reading {Path(data).name} {split}"
-    if data in TORCHVISION_SETS:
-        metric, files = TORCHVISION_SETS[data][-1], None
+    if isinstance(items, list):
+        paths = [items[i] for i in order.tolist()]
+        images, kept = cached(paths, n, image_size, what, skip_bad, cache)
+    else:  # a set that torchvision holds in memory
         lazily = [(f"{data} {split}, image {i}", lambda i=i: items[i][0]) for i in order[:n].tolist()]
         images, kept = decode(lazily, image_size, what, skip_bad)
-    else:
-        paths = [items[i] for i in order.tolist()]
-        metric, files = "top-1", crc32_of(data, paths[:n])
-        images, kept = cached(paths, n, image_size, what, skip_bad, cache)
+    metric, files = (TORCHVISION_SETS[data][-1], None) if data in TORCHVISION_SETS else ("top-1", crc32_of(data, paths[:n]))
     return ImageSet(Path(data).name, images, labels[order[kept]], classes, metric, files)
 
 
 def open_torchvision(data, split, root, download):
-    """One split of a set of TORCHVISION_SETS, None if there is none: (torchvision's data set, labels, names of the classes)."""
+    """One split of a set of TORCHVISION_SETS, None if there is none: (items, labels, names of the classes); items are a list of
+    the image files, or torchvision's data set if that holds its images in memory."""
     cls, *splits, _ = TORCHVISION_SETS[data]
     arguments = splits[["train", "val", "test"].index(split)]
     if arguments is None:
         return None
+    if download:
+        Path(root).mkdir(parents=True, exist_ok=True)
     try:
-        with first_process_first():
-            items = getattr(torchvision.datasets, cls)(root, download=download, **arguments)
+        # one process at a time downloads, also of two runs started together
+        with first_process_first(), locked(Path(root) / f"{data}.lock") if download else nullcontext():
+            found = getattr(torchvision.datasets, cls)(root, download=download, **arguments)
     except ModuleNotFoundError as error:
         raise UserError(f"to read {data}, torchvision needs a package that is not installed: pip install {error.name}") from None
     except (RuntimeError, OSError, ValueError) as error:
         advice = "the download failed; get it by hand" if download else "add --download"
         raise UserError(f"{data} is not in {root}: {advice}, or --root DIR ({error})") from None
+    files = next((getattr(found, name) for name in ("_image_files", "_images", "images", "_samples") if hasattr(found, name)), None)
+    if cls == "Caltech101":
+        files = [Path(found.root, "101_ObjectCategories", found.categories[y], f"image_{i:04d}.jpg") for y, i in zip(found.y, found.index)]
+    items = found if files is None else [Path(file[0] if cls == "StanfordCars" else file) for file in files]
+    if files is not None and (missing := next((file for file in items if not file.is_file()), None)):
+        raise UserError(f"{data} in {root} is not whole: {missing} is missing; remove the set and get it again")
     if cls == "VOCDetection":
-        truth = [read_voc_annotation(Path(file)) for file in items.targets]
+        truth = [read_voc_annotation(Path(file)) for file in found.targets]
         classes = sorted({name for t in truth for name in t["names"]})
         labels = torch.zeros(len(truth), len(classes), dtype=torch.long)
         for row, t in zip(labels, truth):  # -1 first, so that one object that is not difficult decides
             for difficult, name in sorted(zip(t["difficult"], t["names"]), reverse=True):
                 row[classes.index(name)] = -1 if difficult else 1
         return items, labels, classes
-    found = next(getattr(items, name) for name in ("targets", "labels", "_labels", "y", "_samples") if hasattr(items, name))
-    labels = torch.as_tensor([sample[1] for sample in found] if cls == "StanfordCars" else found).long()
-    classes = getattr(items, "classes", None) or getattr(items, "categories", None)
+    labels = next(getattr(found, name) for name in ("targets", "labels", "_labels", "y", "_samples") if hasattr(found, name))
+    labels = torch.as_tensor([label for _, label in labels] if cls == "StanfordCars" else labels).long()
+    classes = getattr(found, "classes", None) or getattr(found, "categories", None)
     if data in IMAGES_PER_CLASS:  # files in the order of their names, shuffled by a seed of its own: the same for all
         train, test = IMAGES_PER_CLASS[data]
-        rows = sorted(range(len(items)), key=lambda i: str(items._image_files[i]) if cls == "SUN397" else i)
+        rows = sorted(range(len(items)), key=items.__getitem__)
         shuffled = torch.tensor(rows)[torch.randperm(len(rows), generator=stream("split", data))]
         place = rank_in_class(labels[shuffled])
         kept = place < train if split == "train" else (place >= train) & (place < train + (test or len(rows)))
         rows = shuffled[kept].tolist()
-        items, labels = torch.utils.data.Subset(items, rows), labels[rows]
+        items, labels = [items[i] for i in rows], labels[rows]
     return items, labels, list(classes or map(str, range(int(labels.max()) + 1)))
 
 
@@ -1514,8 +1523,9 @@ class Progress:
     def __call__(self, n=1):
         self.done, now = self.done + n, time.time()
         if now - self.printed > 2:
-            self.printed, left = now, (now - self.start) * (self.total - self.done) / self.done
-            print(f"{self.what}: {self.done:,} of {self.total:,}, {left:.0f} s left", flush=True)
+            self.printed = now
+            left = f", {(now - self.start) * (self.total - self.done) / self.done:.0f} s left" if self.done else ""
+            print(f"{self.what}: {self.done:,} of {self.total:,}{left}", flush=True)
 
 
 # ----------------------------------------------------------------------------------------- curation

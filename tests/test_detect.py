@@ -72,23 +72,27 @@ def random_case(rng, images=40, classes=3, ties=False):
         b = np.concatenate([corner, corner + 10 + rng.random((len(corner), 2)) * 90], 1)
         labels, difficult = rng.integers(0, classes, len(b)), rng.random(len(b)) < (1 if i % 9 == 1 else 0.2)
         truth.append(truth_of(b, labels, difficult))
-        copies = rng.integers(0, 4)
-        near = np.repeat(b, copies, 0) + rng.normal(0, 8, (copies * len(b), 4))
-        anywhere = rng.random((rng.integers(0, 20), 2)) * 300
-        d = np.concatenate([near, b[:2], b[:2], np.concatenate([anywhere, anywhere + 40], 1)])
-        d[:, 2:] = np.maximum(d[:, 2:], d[:, :2] + 1)
-        kinds = np.concatenate([np.repeat(labels, copies), labels[:2], labels[:2], rng.integers(0, classes, len(anywhere))])
-        kinds = np.where(rng.random(len(kinds)) < 0.1, rng.integers(0, classes, len(kinds)), kinds)
-        found.append(found_of(d, rng.integers(0, 10, len(d)) / 10 if ties else rng.random(len(d)), kinds))
+        found.append(random_detections(b, labels, classes, rng, ties))
     return truth, found
 
 
-@pytest.mark.parametrize("ties", [False, True])
-def test_average_precision_equals_pycocotools(ties):
-    coco = pytest.importorskip("pycocotools.coco")
+def random_detections(b, labels, classes, rng, ties=False):
+    """Detections of one image: near its true boxes b, doubled, of a wrong class or anywhere."""
+    copies = rng.integers(0, 4)
+    near = np.repeat(b, copies, 0) + rng.normal(0, 8, (copies * len(b), 4))
+    anywhere = rng.random((rng.integers(0, 20), 2)) * 300
+    d = np.concatenate([near, b[:2], b[:2], np.concatenate([anywhere, anywhere + 40], 1)])
+    d[:, 2:] = np.maximum(d[:, 2:], d[:, :2] + 1)
+    kinds = np.concatenate([np.repeat(labels, copies), labels[:2], labels[:2], rng.integers(0, classes, len(anywhere))])
+    kinds = np.where(rng.random(len(kinds)) < 0.1, rng.integers(0, classes, len(kinds)), kinds)
+    return found_of(d, rng.integers(0, 10, len(d)) / 10 if ties else rng.random(len(d)), kinds)
+
+
+def pycocotools_average_precision(truth, found, classes):
+    """What coco_average_precision should return."""
+    from pycocotools import coco
     from pycocotools.cocoeval import COCOeval
 
-    truth, found = random_case(np.random.default_rng(0), ties=ties)
     annotations, detections = [], []
     as_xywh = lambda b: [float(v) for v in (b[0], b[1], b[2] - b[0], b[3] - b[1])]
     for i, (t, f) in enumerate(zip(truth, found)):
@@ -98,12 +102,18 @@ def test_average_precision_equals_pycocotools(ties):
         detections += [{"image_id": i, "category_id": int(c) + 1, "bbox": as_xywh(b), "score": s}
                        for b, s, c in zip(f["boxes"], f["scores"].tolist(), f["labels"])]
     theirs = coco.COCO()
-    theirs.dataset = {"images": [{"id": i} for i in range(len(truth))], "annotations": annotations, "categories": [{"id": c} for c in (1, 2, 3)]}
+    theirs.dataset = {"images": [{"id": i} for i in range(len(truth))], "annotations": annotations, "categories": [{"id": c + 1} for c in range(classes)]}
     theirs.createIndex()
     run = COCOeval(theirs, theirs.loadRes(detections), "bbox")
     run.evaluate(), run.accumulate()
-    expected = run.eval["precision"][:, :, :, 0, 2].mean(1).T  # (thresholds, recalls, classes), area all, 100 detections
-    ours = evaluate.coco_average_precision(truth, found, 3)
+    return run.eval["precision"][:, :, :, 0, 2].mean(1).T  # (thresholds, recalls, classes), area all, 100 detections
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_average_precision_equals_pycocotools(ties):
+    pytest.importorskip("pycocotools")
+    truth, found = random_case(np.random.default_rng(0), ties=ties)
+    expected, ours = pycocotools_average_precision(truth, found, 3), evaluate.coco_average_precision(truth, found, 3)
     assert 0.05 < ours.mean() < 0.9 and np.abs(ours - expected).max() < 1e-6
 
 

@@ -218,6 +218,17 @@ def test_probe_chooses_its_strength_on_training_images_alone():
     assert a["validation"][a["l2"]] == max(a["validation"].values())
 
 
+def test_a_long_fit_is_not_silent(monkeypatch, capsys):
+    seconds = iter(range(10**6))
+    monkeypatch.setattr(pairs.time, "time", lambda: next(seconds))  # one a call: each evaluation of the loss takes a second
+    torch.manual_seed(0)
+    x, y = torch.randn(90, 8), torch.arange(90) % 3
+    evaluate.linear_probe(x, y, x, y, 3, grid=[1e-2, 1e-3])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "linear probe, L2 strengths: 0 of 2" and len(lines) > 4
+    assert any(" 1 of 2, " in line for line in lines) and lines[-1] == "linear probe, L2 strengths: 2 of 2, 0 s left"  # the last fit
+
+
 def test_weak_regularisation_is_fitted_to_its_end():
     torch.manual_seed(0)
     x, y = torch.randn(300, 60, dtype=torch.float64), torch.randint(3, (300,))
@@ -930,7 +941,8 @@ def test_a_run_that_ends_with_like_embeddings_says_so(tmp_path, capsys, spread, 
     torch.manual_seed(0)
     for _ in range(4):
         run.log(run.step // 2, torch.tensor(1.0), 0.1, 0.1 + spread * torch.randn(64, 8))
-    run.finish(None)
+    run.config["data"] = None  # nothing to evaluate on
+    run.finish()
     out = capsys.readouterr().out
     assert out.count("warning: the embeddings are still alike at the end") == warnings and "collapsing" not in out
 

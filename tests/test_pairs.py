@@ -1,14 +1,16 @@
 """Pairs: the scenes, folders, partners, lists, and the augmentation against torchvision."""
 
 import csv
-import io
+import json
 import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -658,6 +660,13 @@ def test_images_are_scaled_bicubically_and_normalised_with_imagenets_mean_and_de
     x = pairs.normalize(torch.tensor([0, 255], dtype=torch.uint8).expand(1, 3, 1, 2))[0, :, 0]
     expected = torch.tensor([[-0.485 / 0.229, 0.515 / 0.229], [-0.456 / 0.224, 0.544 / 0.224], [-0.406 / 0.225, 0.594 / 0.225]])
     assert torch.allclose(x, expected, atol=1e-5)
+
+
+def test_an_image_of_more_pixels_than_pillow_takes_is_bad(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 31)  # twice as many are refused
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(pairs.BadImage, match=r"a.png: Image size \(64 pixels\) exceeds limit of 62 pixels"):
+        pairs.open_image(tmp_path / "a.png")
 
 
 def test_bad_images_are_all_named_or_left_out(tmp_path, capsys):
@@ -1437,7 +1446,9 @@ def test_torchvision_takes_the_arguments_of_every_set(name, tmp_path):
 @pytest.mark.parametrize("name, attribute, values", [
     ("stl10", "labels", [1, 0, 1]), ("svhn", "labels", [1, 0, 1]), ("cifar10", "targets", [1, 0, 1]), ("pets", "_labels", [1, 0, 1]),
     ("cars", "_samples", [("x", 1), ("y", 0), ("z", 1)])])
-def test_labels_are_found_wherever_torchvision_keeps_them(name, attribute, values, monkeypatch):
+def test_labels_are_found_wherever_torchvision_keeps_them(name, attribute, values, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    [Path(file).touch() for file in "xyz"]
     cls = pairs.TORCHVISION_SETS[name][0]
     fake = type(cls, (), {"__init__": lambda self, root, **_: setattr(self, attribute, values), "__len__": lambda self: 3})
     monkeypatch.setattr(torchvision.datasets, cls, fake)
@@ -1445,7 +1456,8 @@ def test_labels_are_found_wherever_torchvision_keeps_them(name, attribute, value
     assert labels.tolist() == [1, 0, 1] and classes == ["0", "1"]
 
 
-def test_root_and_download_reach_torchvision(monkeypatch):
+def test_root_and_download_reach_torchvision(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     asked = []
 
     class Fake:
@@ -1475,60 +1487,106 @@ def test_a_test_split_that_is_missing_is_told_before_the_training(monkeypatch):
         pairs.load_pairs(simclr.parse_args(["--data", "svhn"]))
 
 
-def test_a_set_without_a_split_of_its_own_gets_thirty_a_class(monkeypatch):
+def write_image(file, value):
+    """A small image of one gray value, lossless whatever its name says."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (value, value, value)).save(file, "PNG")
+
+
+def shown(found):
+    """The gray values of an ImageSet of images that write_image wrote."""
+    return found.images[:, 0, 0, 0].tolist()
+
+
+# where torchvision expects the images, and the files that name them: {name: (image i of its class c, {file: content of items (i, c)})}
+LAYOUTS = {
+    "food101": (lambda i, c: f"food-101/images/{c}/{i}.jpg",
+                {"food-101/meta/{split}.json": lambda items: json.dumps({c: [f"{c}/{i}" for i, k in items if k == c] for c in "ab"})}),
+    "pets": (lambda i, c: f"oxford-iiit-pet/images/{c}_{i}.jpg",
+             {"oxford-iiit-pet/annotations/{split}.txt": lambda items: "".join(f"{c}_{i} {'ab'.index(c) + 1} 1 1\n" for i, c in items)}),
+    "dtd": (lambda i, c: f"dtd/dtd/images/{c}/{i}.jpg",
+            {"dtd/dtd/labels/{split}1.txt": lambda items: "".join(f"{c}/{i}.jpg\n" for i, c in items)}),
+    "aircraft": (lambda i, c: f"fgvc-aircraft-2013b/data/images/{i}.jpg",
+                 {"fgvc-aircraft-2013b/data/images_variant_{split}.txt": lambda items: "".join(f"{i} {c}\n" for i, c in items),
+                  "fgvc-aircraft-2013b/data/variants.txt": lambda items: "a\nb\n"})}
+
+
+@pytest.mark.parametrize("name", list(LAYOUTS))
+def test_torchvisions_files_are_read_with_their_labels_and_kept(name, tmp_path, capsys):
+    """Torchvision's own classes, on small folders of their layout."""
+    place, lists = LAYOUTS[name]
+    arguments = {s: list(a.values())[0] for s, a in zip(("train", "val", "test"), pairs.TORCHVISION_SETS[name][1:-1]) if a}
+    number, expected = 0, {}
+    for split, theirs in arguments.items():
+        items = [(number + k, "ab"[k % 2]) for k in range(5)]
+        number += 5
+        expected[split] = {i: "ab".index(c) for i, c in items}
+        for i, c in items:
+            write_image(tmp_path / place(i, c), i)
+        for file, content in lists.items():
+            file = tmp_path / file.format(split=theirs)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(content(items))
+    for split in arguments:
+        for _ in range(2):  # decoded, then from the cache
+            found = pairs.load_images(name, split, root=tmp_path, cache=tmp_path / "cache")
+            assert dict(zip(shown(found), found.labels.tolist())) == expected[split] and [c.lower() for c in found.classes] == ["a", "b"]
+    assert len(list((tmp_path / "cache").iterdir())) == len(arguments) and capsys.readouterr().out.count("images into") == len(arguments)
+    (tmp_path / place(0, "a")).unlink()
+    with pytest.raises(UserError, match=f"{name} in .* is not whole: .* is missing"):
+        pairs.load_images(name, "train", root=tmp_path)
+
+
+def test_a_set_without_a_split_of_its_own_gets_thirty_a_class(tmp_path):
     """Caltech-101's protocol: 30 images of each class train, the others are for testing."""
-
-    class Fake:
-        categories = ["ants", "bees"]
-
-        def __init__(self, root, download):
-            self.y = [0] * 40 + [1] * 35
-
-        def __len__(self):
-            return 75
-
-        def __getitem__(self, i):
-            return Image.new("RGB", (8, 8), (i, 0, 0)), self.y[i]
-
-    monkeypatch.setattr(torchvision.datasets, "Caltech101", Fake)
-    train, test = (pairs.load_images("caltech101", split) for split in ("train", "test"))
-    shown = lambda s: s.images[:, 0, 0, 0].tolist()
+    folder = tmp_path / "caltech101" / "101_ObjectCategories"
+    (folder / "BACKGROUND_Google").mkdir(parents=True)  # no class
+    files = [folder / name / f"image_{i:04d}.jpg" for name, n in (("ants", 40), ("bees", 35)) for i in range(1, n + 1)]
+    for value, file in enumerate(files):
+        write_image(file, value)
+    load = lambda split, **options: pairs.load_images("caltech101", split, root=tmp_path, **options)
+    train, test = load("train"), load("test")
     assert sorted(shown(train) + shown(test)) == list(range(75)) and torch.bincount(train.labels).tolist() == [30, 30]
     assert all(label == (i >= 40) for s in (train, test) for i, label in zip(shown(s), s.labels))
     assert train.metric == "mean per class" and train.classes == ["ants", "bees"] and shown(train) != sorted(shown(train))
-    assert pairs.load_images("caltech101", "val") is None and len(pairs.load_images("caltech101", "test", limit=3)) == len(test)
-
-    def broken(self, i, get=Fake.__getitem__):
-        return Image.open(io.BytesIO(b"x")) if i == 7 else get(self, i)
-
-    monkeypatch.setattr(Fake, "__getitem__", broken)
-    with pytest.raises(UserError, match="1 of .* cannot be read: caltech101 .*, image .*: not an image"):
-        [pairs.load_images("caltech101", split) for split in ("train", "test")]
-    assert sum(len(pairs.load_images("caltech101", split, skip_bad=True)) for split in ("train", "test")) == 74
+    assert load("val") is None and len(load("test", limit=3)) == len(test)
+    files[7].write_bytes(b"x")
+    with pytest.raises(UserError, match="1 of .* cannot be read: .*image_0008.jpg: not an image"):
+        [load(split) for split in ("train", "test")]
+    assert sum(len(load(split, skip_bad=True)) for split in ("train", "test")) == 74
 
 
-def test_sun397_is_fifty_images_a_class_whatever_the_disks_order(monkeypatch):
-
-    shown = []
+def test_sun397_is_fifty_images_a_class_whatever_the_disks_order(tmp_path, monkeypatch):
+    folder = tmp_path / "SUN397"
+    for value in range(240):
+        write_image(folder / "az"[value // 120] / ("abbey", "zoo")[value // 120] / f"sun_{value:03d}.jpg", value)
+    (folder / "ClassName.txt").write_text("/a/abbey\n/z/zoo\n")
+    orders, rglob = [], Path.rglob
     for step in (1, 7):  # the same files in two orders
-        class Fake:
-            classes = ["abbey", "zoo"]
+        monkeypatch.setattr(Path, "rglob", lambda *a, step=step: [f for s in range(step) for f in sorted(rglob(*a))[s::step]])
+        train, test = (pairs.load_images("sun397", split, root=tmp_path) for split in ("train", "test"))
+        assert train.labels.bincount().tolist() == test.labels.bincount().tolist() == [50, 50] and train.classes == ["abbey", "zoo"]
+        orders.append(shown(train) + shown(test))
+        assert all(label == (i >= 120) for s in (train, test) for i, label in zip(shown(s), s.labels))
+    assert orders[0] == orders[1] and len(set(orders[0])) == 200
 
-            def __init__(self, root, download):
-                self.number = [i * step % 240 for i in range(240)]
-                self._image_files, self._labels = [f"{n:03d}.jpg" for n in self.number], [n // 120 for n in self.number]
 
-            def __len__(self):
-                return 240
+def test_two_runs_that_download_take_turns(monkeypatch, tmp_path):
+    """Started together, both would unpack into the same folder."""
+    pytest.importorskip("fcntl")
+    inside, most = [], []
 
-            def __getitem__(self, i):
-                return Image.new("RGB", (8, 8), (self.number[i], 0, 0)), self._labels[i]
+    class Fake:
+        classes = ["a", "b"]
 
-        monkeypatch.setattr(torchvision.datasets, "SUN397", Fake)
-        train, test = (pairs.load_images("sun397", split) for split in ("train", "test"))
-        assert train.labels.bincount().tolist() == test.labels.bincount().tolist() == [50, 50]
-        shown.append(torch.cat([train.images, test.images])[:, 0, 0, 0].tolist())
-    assert shown[0] == shown[1] and len(set(shown[0])) == 200
+        def __init__(self, root, train, download):
+            inside.append(1), most.append(len(inside)), time.sleep(0.05), inside.pop()
+            self.targets = [0, 1]
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", Fake)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: pairs.open_torchvision("cifar10", "train", tmp_path / "data", True), range(4)))
+    assert most == [1] * 4
 
 
 def voc_folder(folder, lists, n=10):

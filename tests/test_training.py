@@ -38,7 +38,7 @@ class Recorded:
     def save(self, epoch):
         self.saved.append(epoch)
 
-    def finish(self, data):
+    def finish(self):
         pass
 
 
