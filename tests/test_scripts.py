@@ -439,7 +439,7 @@ def test_help_names_every_option_with_its_default():
             elif action.default is None:  # it depends on other options, in words
                 shown = action.help.removesuffix("]").rsplit("[", 1)[1]
             else:
-                shown = " ".join(f"{v:g}" for v in action.default) if isinstance(action.default, list) else action.default
+                shown = " ".join(f"{v:g}" for v in action.default) if isinstance(action.default, list) else "none" if action.default == "" else action.default
                 shown = f"{shown:g}" if isinstance(shown, float) else shown
             assert action.help.endswith(f"[{shown}]"), action.dest
 
