@@ -149,4 +149,6 @@ compare $few $tune/simclr-*-seed[0-2] $few/simclr-{share,false}*-seed[0-2] "${bo
 compare $arch $tune/simclr-*-seed[0-2] $arch/simclr-*-seed[0-2] --by backbone "${both[@]}"
 compare $tune $tune/simclr-*-seed[0-4] --measure "finetune $(basename "$clothes"), 0.1 of the labels" "finetune $(basename "$clothes"), 1 of the labels" "${both[@]:1}"
 compare $negatives $tune/simclr-*-seed[0-2] $negatives/simclr-*-seed[0-2] "${both[@]}"
+compare $temperature $temperature/moco-*-seed[0-2] --by temperature
 "$python" results/transfer/negatives.py summary > $negatives/summary.txt
+"$python" results/transfer/temperature.py > $temperature/summary.txt
