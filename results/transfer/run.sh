@@ -137,7 +137,7 @@ negatives | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $negatives runs/epochs60-negatives/*
 
 # MoCo, augmented pairs at its default temperature, semantic pairs at the one chosen for them, in float32. Three seeds of both arms were
-# planned before the first was run.
+# planned before the first was run, and none was added; commit e25b5c2, 35 to 46 minutes each, beside other work.
 temperature | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $temperature runs/epochs60-temperature/*
 
