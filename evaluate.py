@@ -188,7 +188,8 @@ def adopt(file, name, image_size=224, out=None):
     file, folder = Path(file), Path(out or f"runs/{name}-{Path(file).stem}")
     config = {"method": None, "pairs": None, "data": None, "limit": None, "root": "data", "backbone": name, "image_size": image_size,
               "seed": 0, "processes": 1, "backbone_file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-    if folder.exists() and any(folder.iterdir()) and read_config(folder) != config:
+    begun = {"result.json.lock", "config.json.part"}  # what another program may have written so far that adopts the same now
+    if folder.exists() and {file.name for file in folder.iterdir()} - begun and read_config(folder) != config:
         raise UserError(f"{folder} exists and is of another backbone or option; --out DIR writes elsewhere")
     folder.mkdir(parents=True, exist_ok=True)
     with pairs.locked(folder / "result.json.lock"):  # the same weights may be evaluated twice at the same time

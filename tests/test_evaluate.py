@@ -1000,6 +1000,10 @@ def test_weights_of_torchvisions_format_are_taken_and_misfits_listed(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
 def test_weights_may_be_evaluated_twice_at_the_same_time(tmp_path):
     torch.save(evaluate.ConvNet().state_dict(), tmp_path / "c.pt")
+    (tmp_path / "begun").mkdir()
+    for name in ("result.json.lock", "config.json.part"):  # the other has come no further
+        (tmp_path / "begun" / name).touch()
+    evaluate.adopt(tmp_path / "c.pt", "convnet", 16, out=tmp_path / "begun")
     with ThreadPoolExecutor(4) as threads:
         folders = list(threads.map(lambda _: evaluate.adopt(tmp_path / "c.pt", "convnet", 16, out=tmp_path / "run"), range(12)))
     assert folders == [tmp_path / "run"] * 12
