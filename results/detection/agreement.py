@@ -3,7 +3,7 @@
     pip install pycocotools && python results/detection/agreement.py bccd-voc > results/detection/agreement.txt
 
 Detections lie near the true boxes, doubled, of a wrong class, or anywhere. A tenth of the objects is marked difficult, as BCCD
-has none; some images have no object, or no detection. With distinct scores, and with many equal ones; three draws of each.
+has none; some images have no object, or detections in other places only. With distinct scores, and with many equal ones; three draws of each.
 """
 
 import contextlib
@@ -22,9 +22,10 @@ for split, data in zip(("training", "test"), pairs.load_boxes(sys.argv[1:2])):
         for seed in range(3):
             rng, truth, found = np.random.default_rng(seed), [], []
             for i, (boxes, labels) in enumerate(zip(data.boxes, data.labels)):
-                b, labels = boxes.numpy().astype(float)[: 0 if i % 9 == 2 else None], labels.numpy()[: 0 if i % 9 == 2 else None]
+                objects, detected = (0 if i % 9 == k else None for k in (2, 4))  # how many: none, or all
+                b, labels = boxes.numpy().astype(float)[:objects], labels.numpy()[:objects]
                 truth.append(truth_of(b, labels, rng.random(len(b)) < (1 if i % 9 == 1 else 0.1)))
-                found.append(random_detections(b[: 0 if i % 9 == 4 else None], labels[: 0 if i % 9 == 4 else None], len(data.classes), rng, ties))
+                found.append(random_detections(b[:detected], labels[:detected], len(data.classes), rng, ties))
             with contextlib.redirect_stdout(None):
                 theirs = pycocotools_average_precision(truth, found, len(data.classes))
             ours = evaluate.coco_average_precision(truth, found, len(data.classes))
