@@ -5,7 +5,8 @@
 # a run: two hours; then with few or false semantic pairs, 6 runs: two and a half hours in float32; then with another
 # architecture, 6 runs, about an hour and a half a pair in float32; then fine-tuning, 10 runs: five hours; then without the
 # anchor's class among the negatives, 6 runs: two hours and a quarter in float32; then MoCo at two temperatures, 6 runs: two hours in
-# float32. From the repository's root, with the two folders of class folders:
+# float32; then SimCLR at another temperature, 6 runs: two hours and a half in float32. From the repository's root, with the two
+# folders of class folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 # SimCLR's runs here come from commit a3cbafd (output.txt), the others' from a later one (output-others.txt, with the trials of moco-recipe.txt).
 # Since then all 8 parts of MoCo's batch together move BatchNorm's running statistics as much as one batch does.
@@ -75,6 +76,13 @@ temperature() {  # of 6 runs: MoCo's 60 epochs of `commands`, seeds 0 to 2, in f
     done
   done
 }
+cooler() {  # of 6 runs: `tuned`, seeds 0 to 2, at temperature 0.2 (the scenes' default, and MoCo v2's) instead of 0.5, both arms
+  for seed in 0 1 2; do
+    for pairs in augmented semantic; do
+      echo "simclr.py --pairs $pairs --temperature 0.2 --seed $seed --data $cifar --backbone convnet --epochs 60 --limit 20000 --warmup-epochs 10 --precision float32 --out runs/epochs60-cooler/simclr-$pairs-temperature0.2-seed$seed"
+    done
+  done
+}
 kept=runs/kept  # what goes to results, at the end: a changed file there would mark the commit of later runs as dirty
 judge() {  # a folder of results, then runs
   to=$kept/$1
@@ -93,7 +101,7 @@ compare() {  # a folder of results, then runs and options
   "$python" evaluate.py compare "${@:2}" --out "$1"
 }
 both=(--measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")")
-here=results/transfer long=results/transfer/epochs60 off=results/transfer/without few=results/transfer/curation arch=results/transfer/architecture tune=results/transfer/finetune negatives=results/transfer/negatives temperature=results/transfer/temperature
+here=results/transfer long=results/transfer/epochs60 off=results/transfer/without few=results/transfer/curation arch=results/transfer/architecture tune=results/transfer/finetune negatives=results/transfer/negatives temperature=results/transfer/temperature cooler=results/transfer/cooler
 commands 20 | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $here runs/{simclr,moco,byol,simsiam}-*-"$(basename "$cifar")"-seed[0-4]
 
@@ -141,6 +149,10 @@ judge $negatives runs/epochs60-negatives/*
 temperature | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $temperature runs/epochs60-temperature/*
 
+# SimCLR, both arms at temperature 0.2 instead of 0.5, in float32. Three seeds of both arms were planned before the first was run.
+cooler | xargs -P 2 -L 1 "$python" > runs-output.txt
+judge $cooler runs/epochs60-cooler/*
+
 cp -r $kept/results .
 compare $here $here/{simclr,moco,byol,simsiam}-*-seed[0-4]
 compare $long $long/{simclr,moco,byol,simsiam}-*
@@ -150,5 +162,6 @@ compare $arch $tune/simclr-*-seed[0-2] $arch/simclr-*-seed[0-2] --by backbone "$
 compare $tune $tune/simclr-*-seed[0-4] --measure "finetune $(basename "$clothes"), 0.1 of the labels" "finetune $(basename "$clothes"), 1 of the labels" "${both[@]:1}"
 compare $negatives $tune/simclr-*-seed[0-2] $negatives/simclr-*-seed[0-2] "${both[@]}"
 compare $temperature $temperature/moco-*-seed[0-2] --by temperature
+compare $cooler $tune/simclr-*-seed[0-2] $cooler/simclr-*-seed[0-2] --by temperature "${both[@]}"
 "$python" results/transfer/negatives.py summary > $negatives/summary.txt
 "$python" results/transfer/temperature.py > $temperature/summary.txt
