@@ -8,7 +8,7 @@ set -e
 python=${1:-.venv/bin/python} out=results/lists
 export OMP_NUM_THREADS=1
 mkdir -p runs
-row() { echo "simclr.py --seed $seed --data data/worlds/$seed/world --out runs/lists/simclr-$1-seed$seed --pairs ${*:2} --backbone convnet --epochs 20 --batch-size 128 --lr 0.06 --crop-min 0.5 --jitter 0.2 0.2 0.2 0.05 --temperature 0.2 --warmup-epochs 0"; }
+row() { echo "simclr.py --seed $seed --data data/worlds/$seed/world --out runs/lists/simclr-$1-seed$seed --pairs ${*:2} --backbone convnet --epochs 20 --batch-size 128 --lr 0.06 --crop-min 0.5 --jitter 0.2 0.2 0.2 0.05 --temperature 0.2 --warmup-epochs 0 --precision float32"; }
 run() { xargs -P 2 -L 1 "$python" >> runs/lists-output.txt; }
 for seed in 0 1 2; do "$python" $out/lists.py --seed $seed data/worlds/$seed/world; done
 for seed in 0 1 2; do row augmented augmented; done | run

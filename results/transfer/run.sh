@@ -4,7 +4,7 @@
 # same for three times as many epochs, 8 to 29 minutes a run: six hours; then SimCLR without kinds of augmentation, 12 minutes
 # a run: two hours; then with few or false semantic pairs, 6 runs: two and a half hours in float32; then with another
 # architecture, 6 runs, about an hour and a half a pair in float32; then fine-tuning, 10 runs: five hours; then without the
-# anchor's class among the negatives, 6 runs: two hours and a quarter in float32; then MoCo at two temperatures, 6 runs: two hours in
+# anchor's class among the negatives, 6 runs: two hours and a half in float32; then MoCo at two temperatures, 6 runs: two hours in
 # float32; then SimCLR at another temperature, 6 runs: two hours and a half in float32. From the repository's root, with the two
 # folders of class folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
@@ -41,7 +41,7 @@ without() {  # of 18 runs: SimCLR with transforms switched off, seeds 0 to 2, el
   done
 }
 curation() {  # of 6 runs: SimCLR with a quarter of the semantic pairs or with two fifths of them false, seeds 0 to 2
-  row() { echo "simclr.py --data $cifar --backbone convnet --epochs 60 --limit 20000 --warmup-epochs 10 --out runs/epochs60-curation/simclr-$*"; }
+  row() { echo "simclr.py --data $cifar --backbone convnet --epochs 60 --limit 20000 --warmup-epochs 10 --precision float32 --out runs/epochs60-curation/simclr-$*"; }
   for seed in 0 1 2; do
     row "share0.25-seed$seed --pairs semantic --semantic-share 0.25 --seed $seed"
     row "false0.4-seed$seed --pairs semantic --false-pairs 0.4 --seed $seed"
@@ -50,7 +50,7 @@ curation() {  # of 6 runs: SimCLR with a quarter of the semantic pairs or with t
 architecture() {  # of 6 runs: SimCLR with ShuffleNetV2 (x0.5) instead of the convnet, seeds 0 to 2, else as the 60 epochs of `commands`
   for seed in 0 1 2; do
     for pairs in augmented semantic; do
-      echo "simclr.py --pairs $pairs --seed $seed --data $cifar --backbone shufflenet_v2_x0_5 --epochs 60 --limit 20000 --warmup-epochs 10 --out runs/epochs60-shufflenet/simclr-$pairs-shufflenet_v2_x0_5-seed$seed"
+      echo "simclr.py --pairs $pairs --seed $seed --data $cifar --backbone shufflenet_v2_x0_5 --epochs 60 --limit 20000 --warmup-epochs 10 --precision float32 --out runs/epochs60-shufflenet/simclr-$pairs-shufflenet_v2_x0_5-seed$seed"
     done
   done
 }
@@ -107,17 +107,17 @@ judge $here runs/{simclr,moco,byol,simsiam}-*-"$(basename "$cifar")"-seed[0-4]
 
 # Three times as long. Three seeds were planned; SimCLR was given five after its seed 0 had been seen, the others after their
 # seeds 0 to 2. SimCLR's runs come from commit ae35256, the others from e70865e; MoCo's seeds 0 to 2 were made by both, with
-# accuracies equal to the three digits printed.
+# accuracies equal to the last digit (the first values: commit 31dffa0).
 commands 60 runs/epochs60 | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $long runs/epochs60/*
 
-# Without colour, without crops and without any augmentation: planned before the first was run, and not added to. Commit 009aa69,
+# Without colour, without crops and without any augmentation: planned before their results were known, and not added to. Commit 009aa69,
 # which also made seed 0 of the 60 epochs again (again.txt, with --out runs/again/...): accuracies equal to the three digits printed.
 without | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $off runs/epochs60-without/*
 
 # How few semantic pairs, and how clean? Planned before the first was run, and not added to. These runs, of commit b205906, were made
-# on a machine that computes in float32 (about 48 minutes each), those of the 60 epochs in bf16: so
+# on a machine that computes in float32 (43 to 48 minutes each), those of the 60 epochs in bf16: so
 # they are compared with the runs of `tuned`.
 curation | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $few runs/epochs60-curation/*
@@ -140,7 +140,7 @@ done | xargs -P 2 -L 1 "$python" >> runs-output.txt
 judge $tune runs/epochs60-finetune/*
 
 # Without the anchor's class among the negatives, in float32. Three seeds of both arms were planned before the first was run; commit
-# 928bdb6, about 45 minutes each.
+# 928bdb6, 43 to 57 minutes each.
 negatives | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $negatives runs/epochs60-negatives/*
 
