@@ -927,7 +927,7 @@ class Run:
         if torch.device(args.device).type == "cuda":
             self.config["gpu"] = torch.cuda.get_device_name()
         kind = args.pairs if args.pairs in pairs.ARMS else Path(args.pairs).stem
-        if args.pairs != kind and args.arm == "augmented":
+        if args.arm == "augmented":  # of a list, see pairs.parse
             kind += "-augmented"
         kind += f"-share{args.semantic_share:g}" * (args.semantic_share < 1) + f"-false{args.false_pairs:g}" * (args.false_pairs > 0)
         kind += f"-without-{args.without.replace(',', '-')}" if args.without else ""

@@ -997,7 +997,7 @@ def list_folder(folder, split):
         raise UserError(f"{top} has classes that {folder / 'train'} has not: {', '.join(unknown[:5])}; rename or remove them")
     paths, labels = [], []
     for label, name in enumerate(classes):
-        files = find_images(top / name)
+        files = find_images(top / name) if (top / name).is_dir() else []  # test/ and val/ may lack a class: it is not judged
         if not has_splits:
             files = [p for i, p in enumerate(files) if (i % 5 == 4) == (split == "test")]
         if split == "train" and not files:

@@ -683,7 +683,9 @@ def test_a_run_folder_is_named_by_what_the_study_varies(tmp_path, monkeypatch):
     assert name(seed=3) == "runs/simclr-augmented-scenes-seed3"
     assert name(pairs="semantic", semantic_share=0.5, false_pairs=0.2) == "runs/simclr-semantic-share0.5-false0.2-scenes-seed0"
     assert name(pairs="semantic", without="crop,flip") == "runs/simclr-semantic-without-crop-flip-scenes-seed0"
-    assert [name(pairs="l.csv", arm=arm) for arm in ("semantic", "augmented")] == ["runs/simclr-l-list-seed0", "runs/simclr-l-augmented-list-seed0"]
+    for file in ("l.csv", "m"):  # a list's name need not end in .csv
+        expected = [f"runs/simclr-{file[0]}{arm}-list-seed0" for arm in ("", "-augmented")]
+        assert [name(pairs=file, arm=arm) for arm in ("semantic", "augmented")] == expected
 
 
 def test_a_run_folder_is_never_overwritten(tmp_path):

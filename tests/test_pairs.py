@@ -1085,6 +1085,19 @@ def test_a_list_is_judged_on_class_folders_where_there_are_some(tmp_path):
     assert not pairs.can_judge(folder)  # one class
 
 
+def test_a_class_that_the_test_split_lacks_is_trained_on_and_not_judged(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = two_colours(Path("d"))
+    Image.new("RGB", (16, 16), "red").save(folder / "test" / "red" / "a.png")
+    (folder / "test" / "blue").rmdir()
+    found = pairs.load_images("d", "test")
+    assert found.classes == ["blue", "red"] and found.labels.tolist() == [1]
+    (tmp_path / "l.csv").write_text("image_a,image_b\n" + "".join(f"train/red/{i:02d}.png,train/red/{i + 1:02d}.png\n" for i in range(4)))
+    for kind in ("semantic", "l.csv"):
+        said = printed("simclr.py", "--pairs", kind, "--data", "d", "--backbone", "convnet", "--batch-size", "2", "--epochs", "1", "--device", "cpu")
+        assert "linear probe d 2 1.000" in " ".join(said.split())  # two classes; chance: all test images are of one
+
+
 @pytest.mark.parametrize("options, said", [
     (["--backbone-file", "x.pt"], "--backbone-file needs --by features"),
     (["--ignore-labels"], "--ignore-labels needs --by features"),
