@@ -168,12 +168,11 @@ def load_weights(backbone, file):
     wrong += [f"{key} is left over" for key in shapes.keys() - wanted.keys() if not key.startswith(classifier)]
     wrong += [f"{key} is {shapes[key]} and should be {wanted[key]}" for key in wanted.keys() & shapes.keys() if shapes[key] != wanted[key]]
     if wrong:
-        beside, said = Path(file).parent / "config.json", "; ".join(sorted(wrong)[:6]) + f"; and {len(wrong) - 6} more" * (len(wrong) > 6)
-        known = {}
-        with suppress(OSError, UserError):  # it may be missing, or not ours
+        said = "; ".join(sorted(wrong)[:6]) + f"; and {len(wrong) - 6} more" * (len(wrong) > 6)
+        beside, hint = Path(file).parent / "config.json", ""
+        with suppress(OSError, UserError, KeyError):  # it may be missing, or not ours
             known = read_json(beside)
-        ours = {"backbone", "image_size"} <= set(known)
-        hint = f"; {beside} has --backbone {known['backbone']} --image-size {known['image_size']}" if ours else ""
+            hint = f"; {beside} has --backbone {known['backbone']} --image-size {known['image_size']}"
         raise UserError(f"{file} does not fit the backbone (and its image size, which decides a ResNet's stem): {said}{hint}")
     backbone.load_state_dict({key: state[key] for key in wanted})
 
@@ -189,7 +188,7 @@ def adopt(file, name, image_size=224, out=None):
     config = {"method": None, "pairs": None, "data": None, "limit": None, "root": "data", "backbone": name, "image_size": image_size,
               "seed": 0, "processes": 1, "backbone_file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     begun = {"result.json.lock", "config.json.part"}  # what another program may have written so far that adopts the same now
-    if folder.exists() and {file.name for file in folder.iterdir()} - begun and read_config(folder) != config:
+    if folder.exists() and {path.name for path in folder.iterdir()} - begun and read_config(folder) != config:
         raise UserError(f"{folder} exists and is of another backbone or option; --out DIR writes elsewhere")
     folder.mkdir(parents=True, exist_ok=True)
     with pairs.locked(folder / "result.json.lock"):  # the same weights may be evaluated twice at the same time
@@ -291,12 +290,12 @@ def score(metric, logits, y):
         ranked = y.gather(0, logits.argsort(dim=0, descending=True, stable=True)).cpu().numpy()
         hits = [truth[truth >= 0] == 1 for truth in ranked.T]
         return float(np.nanmean([voc_average_precision(right, right.sum()) for right in hits]))
-    if metric not in ("top-1", "mean per class"):
-        raise ValueError(f"no metric {metric}")
     right = (logits.argmax(1) == y).float()
+    if metric == "top-1":
+        return right.mean().item()
     if metric == "mean per class":
         return (torch.bincount(y, right) / torch.bincount(y)).nanmean().item()  # nan: a class without images
-    return right.mean().item()
+    raise ValueError(f"no metric {metric}")
 
 
 def logistic_regression(x, y, classes, l2, start=None, tick=lambda: None):
@@ -381,7 +380,7 @@ def judge(heads, trained, untrained, train, test, val=None, **options):
     """Results {head: {...}} of the heads "knn", "linear" or "transfer" (the same probe), "finetune" for ImageSets, the
     trained beside the untrained backbone. `options` go to fine_tune."""
     device = next(trained.parameters()).device
-    split, parts = split_off_validation(train, val), [train] + [val] * (val is not None)
+    split, parts = split_off_validation(train, val), [train] if val is None else [train, val]
     y, test_y = torch.cat([s.labels for s in parts]).to(device), test.labels.to(device)
 
     def chance(metric):  # of always naming the largest class; of random scores where an image has several classes
@@ -593,19 +592,19 @@ def coco_average_precision(truth, found, classes, max_detections=100):
     """
     result = np.full((classes, len(COCO_THRESHOLDS)), np.nan)
     for c in range(classes):
-        scores, hits, ignores, positives = [], [], [], 0
+        matched, positives = [], 0  # of each image: (scores, hits, ignored)
         for t, f in zip(truth, found, strict=True):
             t_rows, f_rows = t["labels"] == c, np.flatnonzero(f["labels"] == c)
             f_rows = f_rows[np.argsort(-f["scores"][f_rows], kind="stable")[:max_detections]]
             crowd = np.asarray(t["difficult"], bool)[t_rows]
-            hit, ignored = coco_match(overlaps(f["boxes"][f_rows].astype(float), t["boxes"][t_rows].astype(float), crowd), crowd)
-            scores.append(f["scores"][f_rows]), hits.append(hit), ignores.append(ignored)
+            iou = overlaps(f["boxes"][f_rows].astype(float), t["boxes"][t_rows].astype(float), crowd)
+            matched.append((f["scores"][f_rows], *coco_match(iou, crowd)))
             positives += (~crowd).sum()
         if positives == 0:
             continue
-        order = np.argsort(-np.concatenate(scores), kind="stable")
-        hits, ignores = np.concatenate(hits, 1)[:, order], np.concatenate(ignores, 1)[:, order]
-        tp, fp = hits.cumsum(1), (~hits & ~ignores).cumsum(1)
+        scores, hits, ignored = (np.concatenate(part, -1) for part in zip(*matched))
+        order = np.argsort(-scores, kind="stable")
+        tp, fp = hits[:, order].cumsum(1), (~hits & ~ignored)[:, order].cumsum(1)
         for i in range(len(COCO_THRESHOLDS)):
             precision = tp[i] / (tp[i] + fp[i] + np.spacing(1))
             envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0)
@@ -642,10 +641,11 @@ def voc_detection_ap(truth, found, classes, threshold=0.5):
             positives += (~difficult).sum()
             taken = set()
             for row, s in zip(iou, f["scores"][f_rows]):
-                hit = row.max(initial=0) >= threshold
-                best = row.argmax() if hit else None
-                if not (hit and difficult[best]):
-                    scored.append((s, hit and best not in taken))
+                best = row.argmax() if row.max(initial=0) >= threshold else None
+                if best is None:
+                    scored.append((s, False))
+                elif not difficult[best]:
+                    scored.append((s, best not in taken))
                     taken.add(best)
         scored.sort(key=lambda pair: -pair[0])
         result.append(voc_average_precision(np.array([right for _, right in scored], bool), positives))
@@ -968,7 +968,7 @@ class Run:
             raise UserError(f"--resume: there is no {checkpoint} to go on from; name the run's folder with --out, or start a new one "
                             "without --resume" + ", after removing that folder" * self.folder.exists())
         old = read_config(self.folder)
-        for name in vars_of(self.config):
+        for name in self.config:
             if name not in WHERE_IT_RUNS | ELSEWHERE and old.get(name) != self.config[name]:
                 changed = f"{name} was {old.get(name)} in {self.folder} and is {self.config[name]} now; keep it"
                 if name == "files_crc32":
@@ -1008,7 +1008,7 @@ class Run:
         if not self.first:
             return
         steps = self.step - self.printed_step
-        if time.time() - self.printed < 2 and self.step % max(1, self.total // self.epochs):  # neither two seconds nor an epoch are over
+        if time.time() - self.printed < 2 and self.step % (self.total // self.epochs):  # neither two seconds nor an epoch are over
             return
         value = (self.losses / steps).item()
         now = time.time()  # after the wait, so that the rate is the device's
@@ -1104,7 +1104,7 @@ def save_tensors(file, content):
 
 
 def write_json(file, content):
-    pairs.write_whole(file, (json.dumps(content, indent=2, default=str) + "\n").encode())
+    pairs.write_whole(file, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_json(file):
@@ -1142,7 +1142,7 @@ def add_results(run, results, config=None):
         stored = read_json(file) if file.exists() else {}
         for head, by_data in results.items():
             for data, result in by_data.items():
-                new = json.loads(json.dumps(result, default=str))  # as it will be read again
+                new = json.loads(json.dumps(result))  # as it will be read again
                 old = stored.setdefault(head, {}).get(data)
                 if old is not None and {**old, **versions} != {**new, **versions}:
                     with open(file.with_name("result-replaced.jsonl"), "a", encoding="utf-8") as replaced:
@@ -1454,9 +1454,9 @@ def compare_one(method, data, measure, members):
     return row
 
 
-def mean_and_deviation(values):
-    """"0.123 ± 0.045 (3)": mean, standard deviation (n - 1), n; without ± for one value, "" for none."""
-    values = list(values.values())
+def mean_and_deviation(by_seed):
+    """"0.123 ± 0.045 (3)": mean, standard deviation (n - 1), n, of {seed: value}; without ± for one value, "" for none."""
+    values = list(by_seed.values())
     if not values:
         return ""
     deviation = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
@@ -1553,13 +1553,12 @@ def draw_invariance(results, path):
         name = (config["method"] or Path(run).name) + (f" without {config['without']}" if config.get("without") else "")
         augmentation = tuple(v["inside"] for r in shares.values() for v in r["factors"].values())
         key = name, config["method"] or run, *shares, augmentation
-        by_method.setdefault(key, []).append((arm_of(config) + control_of(config), shares))
-    kinds = list(dict.fromkeys(kind.split(" of ")[0] for members in by_method.values() for _, shares in members for kind in shares))
-    figure, axes = plt.subplots(len(kinds), len(by_method), figsize=(1 + 2.7 * len(by_method), 3.2 * len(kinds)), squeeze=False,
+        by_method.setdefault(key, []).append((arm_of(config) + control_of(config), list(shares.items())))
+    kinds = len(next(iter(results.values())))  # factors of scenes, transformations
+    figure, axes = plt.subplots(kinds, len(by_method), figsize=(1 + 2.7 * len(by_method), 3.2 * kinds), squeeze=False,
                                 sharex=True, sharey="row", layout="constrained")
-    for row, kind in zip(axes, kinds):
-        tables = {method: [(arm, r["factors"]) for arm, shares in members for name, r in shares.items() if name.startswith(kind)]
-                  for method, members in by_method.items()}
+    for i, row in enumerate(axes):
+        tables = {method: [(arm, shares[i][1]["factors"]) for arm, shares in members] for method, members in by_method.items()}
         inside = {method: {factor: v["inside"] for factor, v in found[0][1].items()} for method, found in tables.items()}
         names = list(next(iter(inside.values())))
         factors = sorted(names, key=lambda f: sum(bool(has[f]) for has in inside.values()))  # one order for all panels, the shaded above
@@ -1575,7 +1574,7 @@ def draw_invariance(results, path):
                     axis.axhspan(place - 0.5, place + 0.5, color="0.93", zorder=0, label="the augmentation has or imitates it")
             axis.set_yticks(range(len(factors)), factors, fontsize=8), axis.set_ylim(-0.5, len(factors) - 0.5)
             axis.set_xlim(-0.03, 1), axis.grid(alpha=0.3)
-            axis.set_title(f"{method[0]}: {next(name for name in members[0][1] if name.startswith(kind))}", fontsize=8)
+            axis.set_title(f"{method[0]}: {members[0][1][i][0]}", fontsize=8)
     for axis in axes[-1]:
         axis.set_xlabel("share (0: ignored, 0.5: as the category)", fontsize=8)
     legend_below(figure)
@@ -1591,9 +1590,9 @@ def parse_args(argv=None):
     parser = pairs.Parser(description="Judge the backbone of a run folder; results go to its result.json.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name, text, runs=None):
+    def command(name, text, runs="?"):
         sub = commands.add_parser(name, help=text, description=text)
-        sub.add_argument("run", nargs=runs or "?", help="run folder, e.g. runs/simclr-semantic-scenes-seed0")
+        sub.add_argument("run", nargs=runs, help="run folder, e.g. runs/simclr-semantic-scenes-seed0")
         if name == "compare":
             return sub
         sub.add_argument("--backbone-file", help="instead of a run: a file of weights with torchvision's key names; only a classifier may be left over")
@@ -1651,10 +1650,10 @@ def main():
     if args.backbone_file:
         if args.run or not args.backbone:
             raise UserError("--backbone-file goes with --backbone NAME and without a run folder")
-        named = [args.data] if isinstance(args.data, str) else args.data or []
-        for data in named if args.command != "detect" else []:  # whose folders are no classes
-            if Path(data).is_dir() and data not in pairs.DATA_SETS:
-                pairs.not_a_class(data, {"--out": args.out or "runs"})
+        if args.command != "detect":  # whose folders hold no classes
+            for data in [args.data] if isinstance(args.data, str) else args.data or []:
+                if Path(data).is_dir() and data not in pairs.DATA_SETS:
+                    pairs.not_a_class(data, {"--out": args.out or "runs"})
         args.run = adopt(args.backbone_file, args.backbone, args.image_size or 224, out=args.out)
         args.run = [args.run] if args.command == "invariance" else args.run
     elif args.backbone or args.image_size or args.out:

@@ -16,7 +16,7 @@ in one index, the *partner*:
 Everything else (image pool, order of anchors, number of pairs, augmentation draws) is equal, so a
 difference between two runs is a difference between the pairs.
 
-Reading order: pairs, augmentation; then where they come from: folders and lists, the built-in `scenes`, torchvision's sets,
+Reading order: pairs, augmentation, their picture; then where they come from: folders and lists, the built-in `scenes`, torchvision's sets,
 the cache, boxes; last what all programs share (the command line, too), and how a list of pairs is made. No loss is computed
 here and nothing is trained.
 """
@@ -214,15 +214,13 @@ def batches(source, epoch, batch_size, view1, view2, device, images=None):
     several processes each gets its share of every batch, batch_size / processes pairs.
     """
     images = to_device(source.pool.images, device) if images is None else images
-    anchor, partner = (index.to(images.device) for index in source.epoch(epoch))
     rank, world = rank_and_world()
-    key = ("augment", source.seed, epoch) + ((rank,) if world > 1 else ())  # each process draws its own numbers
-    generator, share, rows_of_batches = stream(*key), batch_size // world, []
-    for start in range(0, len(source) - batch_size + 1, batch_size):
-        rows = slice(start + rank * share, start + (rank + 1) * share)
-        rows_of_batches.append((anchor[rows], partner[rows]))
+    generator = stream("augment", source.seed, epoch, *[rank] * (world > 1))  # each process draws its own numbers
+    n, share = len(source) // batch_size, batch_size // world
+    mine = (index[: n * batch_size].view(n, world, share)[:, rank].to(images.device) for index in source.epoch(epoch))
+    index = list(zip(*mine))  # of each batch: anchors (share,) and partners (share,)
     on_device = images.device.type == torch.device(device).type
-    taken = ((images[a], images[b]) for a, b in rows_of_batches) if on_device else streamed(images, rows_of_batches, device)
+    taken = ((images[a], images[b]) for a, b in index) if on_device else streamed(images, index, device)
     for a, b in taken:
         if view1 == view2:  # in one go, as every operation costs a launch
             yield augment(torch.cat([a, b]), view1, generator).chunk(2)
@@ -327,7 +325,8 @@ def augment(images, view, generator, at_once=256 * 3 * 32**2):
         raise ValueError(f"augment takes square RGB images, uint8 (N, 3, S, S), not {images.dtype} {tuple(images.shape)}")
     draws, out = draw(view, n, size, generator), torch.empty_like(images, dtype=torch.float32)
     part = max(8, at_once // (3 * size**2)) if images.device.type == "cpu" else n
-    for rows in (slice(i, i + part) for i in range(0, n, part)):
+    for start in range(0, n, part):
+        rows = slice(start, start + part)
         d = {name: drawn[rows] for name, drawn in draws.items()}
         x = resized_crop(images[rows], d["box"], d["flip"])
         x = color_jitter(x, d["jitter"], d["factors"], d["order"])
@@ -612,8 +611,10 @@ def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=Non
     category = categories_of(table, folder)
     rows = torch.tensor([[index[row["image_a"]], index[row["image_b"]]] for row in table])
     images, kept = cached(list(index), len(index), image_size, f"reading the images of {Path(file).name}", skip_bad, cache)
-    place = torch.full((len(index),), -1).index_copy(0, kept, torch.arange(len(kept)))
-    rows = place[rows][(place[rows] >= 0).all(1)]
+    place = torch.full((len(index),), -1)  # of each image in the pool; -1: left out
+    place[kept] = torch.arange(len(kept))
+    rows = place[rows]
+    rows = rows[(rows >= 0).all(1)]
     if not len(rows):
         raise UserError(f"{file}: no pair is left, as each has an image that cannot be read; repair some")
     if any(category.values()) and not all(category.values()):
@@ -788,9 +789,11 @@ def render_scenes(factors, shapes, size, generator):
         a, b = f["background_color"].unbind(1)
         image = a[..., None, None] + mix[:, None] * (b - a)[..., None, None]
 
-        z = torch.complex(x - col("x") + 0 * y, y - col("y") + 0 * x) * torch.exp(-1j * col("rotation"))
-        rho, c, log_scale = z.abs().clamp(min=1e-6), *(part[f["category"]] for part in shapes)
-        direction, log_r, power = z / rho, log_scale[..., None], z / rho
+        z = torch.complex(x - col("x"), y - col("y")) * torch.exp(-1j * col("rotation"))
+        rho = z.abs().clamp(min=1e-6)
+        direction = power = z / rho  # e^(i theta)
+        c, log_scale = (part[f["category"]] for part in shapes)
+        log_r = log_scale[..., None]
         for k in range(c.shape[1]):
             power = power * direction  # e^(i (k + 2) theta)
             log_r = log_r + (c[:, k, None, None] * power).real
@@ -843,7 +846,7 @@ TORCHVISION_SETS = {  # name: torchvision's class; arguments of the train, valid
     "sun397": ("SUN397", {}, None, {}, "top-1"),
     "voc2007": ("VOCDetection", *({"year": "2007", "image_set": name} for name in ("train", "val", "test")), "11-point mAP"),
 }
-IMAGES_PER_CLASS = {"caltech101": (30, None), "sun397": (50, 50)}  # train and test, where torchvision has no split
+IMAGES_PER_CLASS = {"caltech101": (30, math.inf), "sun397": (50, 50)}  # train and test, where torchvision has no split
 SCENES = ("scenes", "scenes-held-out", "scenes-shifted")
 DATA_SETS = (*SCENES, *TORCHVISION_SETS)  # names that --data takes for a data set, even if there is a folder of that name
 NOT_TRAIN = ("test", "val", "valid", "validation")  # folders beside train/
@@ -887,8 +890,10 @@ def load_images(data, split="train", image_size=None, limit=None, seed=0, root="
     else:  # a set that torchvision holds in memory
         lazily = [(f"{data} {split}, image {i}", lambda i=i: items[i][0]) for i in order[:n].tolist()]
         images, kept = decode(lazily, image_size, what, skip_bad)
-    metric, files = (TORCHVISION_SETS[data][-1], None) if data in TORCHVISION_SETS else ("top-1", crc32_of(data, paths[:n]))
-    return ImageSet(Path(data).name, images, labels[order[kept]], classes, metric, files)
+    labels = labels[order[kept]]
+    if data in TORCHVISION_SETS:
+        return ImageSet(data, images, labels, classes, TORCHVISION_SETS[data][-1])
+    return ImageSet(Path(data).name, images, labels, classes, files_crc32=crc32_of(data, paths[:n]))
 
 
 def open_torchvision(data, split, root, download):
@@ -931,7 +936,7 @@ def open_torchvision(data, split, root, download):
         rows = sorted(range(len(items)), key=items.__getitem__)
         shuffled = torch.tensor(rows)[torch.randperm(len(rows), generator=stream("split", data))]
         place = rank_in_class(labels[shuffled])
-        kept = place < train if split == "train" else (place >= train) & (place < train + (test or len(rows)))
+        kept = place < train if split == "train" else (place >= train) & (place < train + test)
         rows = shuffled[kept].tolist()
         items, labels = [items[i] for i in rows], labels[rows]
     return items, labels, list(classes or map(str, range(int(labels.max()) + 1)))
@@ -1082,10 +1087,11 @@ def list_bad(reasons, n):
 
 def tell_bad(reasons, n, skip_bad):
     """Prints which images, of n, cannot be read, with `skip_bad`; raises UserError without it or if all are bad."""
-    if reasons and (not skip_bad or len(reasons) == n):
+    if not reasons:
+        return
+    if not skip_bad or len(reasons) == n:
         raise UserError(f"{list_bad(reasons, n)}; repair or remove them, or, unless all are bad, leave them out with --skip-bad")
-    if reasons:
-        print(f"left out: {list_bad(reasons, n)}", flush=True)
+    print(f"left out: {list_bad(reasons, n)}", flush=True)
 
 
 def decode(items, image_size, what, skip_bad=False):
@@ -1132,11 +1138,11 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
     image_size = large_enough(image_size or natural_size(paths))
     names, n = list(map(os.path.abspath, paths)), len(paths)
     above, crc32 = os.path.commonpath(set(map(os.path.dirname, names))), zlib.crc32(repr((names, image_size)).encode())
-    folder, size = Path(cache) / f"{Path(above).name[:50]}-{n}x{image_size}px-{crc32:08x}", n * 3 * image_size**2
+    folder = Path(cache) / f"{Path(above).name[:50]}-{n}x{image_size}px-{crc32:08x}"
     folder.mkdir(parents=True, exist_ok=True)
     with first_process_first(), locked(folder / "lock"):  # of several processes or programs that want it, one builds, the others wait
         fingerprint = hashlib.sha256(repr([(s.st_size, s.st_mtime_ns) for s in map(os.stat, names)]).encode()).hexdigest()
-        index, lengths = folder / "index.json", {"images.bin": size, "done.bin": n}
+        index, lengths = folder / "index.json", {"images.bin": n * 3 * image_size**2, "done.bin": n}
         current = False
         with suppress(OSError, ValueError):
             whole = all((folder / name).stat().st_size == length for name, length in lengths.items())
@@ -1337,7 +1343,7 @@ def load_boxes(data, seed=0, image_size=128):
         missing = [str(path) for path in images if not path.is_file()]
         if missing:
             raise UserError(f"{len(missing)} image(s) of the annotations are missing: {', '.join(missing[:3])}")
-        bad = [found for found in in_parts(read_thumbnails, images, "checking images") if isinstance(found, str)]
+        bad = [said for said in in_parts(read_thumbnails, images, "checking images") if isinstance(said, str)]
         if bad:  # report it before the training
             raise UserError(f"{list_bad(bad, len(images))}; repair or remove them")
         sets.append(BoxSet(
@@ -1396,7 +1402,7 @@ def run_cli(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again at its end
         sys.exit(1)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             mistake = "the disk, or what you may use of it, is full; make room. What is written is kept"
         elif error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.EISDIR, errno.ENOTDIR,
                                                 errno.ENAMETOOLONG):
@@ -1444,8 +1450,10 @@ def named(data):
     """--data without ./ and a last slash; ., .. and ./cifar10, which is that folder and not the data set, as absolute paths."""
     if not data:
         raise argparse.ArgumentTypeError("an empty name; is a variable of the shell not set?")
-    plain = str(Path(data))
-    return os.path.abspath(data) if Path(data).name in ("", "..") or plain != data and plain in DATA_SETS else plain
+    path = Path(data)
+    if path.name in ("", "..") or str(path) != data and str(path) in DATA_SETS:
+        return os.path.abspath(data)
+    return str(path)
 
 
 def default_help(recipes):
@@ -1467,7 +1475,7 @@ def parse(parser, argv, recipes):
     parser.set_defaults(**recipe)
     args = parser.parse_args(argv)
     off = [name.strip() for name in args.without.split(",") if name.strip()]
-    args.without = ",".join(sorted(off, key=[*Augmentation.SWITCHES, *off].index))
+    args.without = ",".join(sorted(off, key=[*Augmentation.SWITCHES, *off].index))  # one order; make_views reports unknown names
     if "warmup_epochs" in args and args.warmup_epochs >= args.epochs:
         raise UserError(f"--warmup-epochs {args.warmup_epochs:g} of --epochs {args.epochs}: the learning rate would never fall; warm up for less")
     if args.arm == "augmented" and not is_list:
@@ -1722,8 +1730,8 @@ def check(file, folder=None):
 def main():
     parser = Parser(description="Make and check a list of semantic pairs.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add = (sub := commands.add_parser("propose", help="propose pairs, with contact sheets to look at")).add_argument
-    sub.description = "Writes a list of pairs (image_a, image_b, category, keep) and contact sheets. Drop wrong rows, or set keep to 0."
+    said = "Writes a list of pairs (image_a, image_b, category, keep) and contact sheets. Drop wrong rows, or set keep to 0."
+    add = commands.add_parser("propose", help="propose pairs, with contact sheets to look at", description=said).add_argument
     add("--data", required=True, help="a folder of class folders, with train/ or without; or, with --by features, of images")
     add("--out", default="pairs.csv", help="the list; contact sheets are written beside it [pairs.csv]")
     add("--count", type=positive_int, help="number of pairs, balanced over the classes [one for each image]")
