@@ -935,7 +935,7 @@ class Run:
         self.folder = Path(args.out or f"runs/{method}-{kind}-{data}-seed{args.seed}")
         self.backbone, self.model, self.optimizer = backbone, model, optimizer
         self.epochs, self.total = args.epochs, args.epochs * (len(source) // args.batch_size)
-        self.batch_size, self.device = args.batch_size, torch.device(args.device)
+        self.batch_size, self.device, self.judged = args.batch_size, torch.device(args.device), source.judged
         self.epoch = self.step = self.saved = 0
         self.first = pairs.rank_and_world()[0] == 0  # only process 0 writes
         if not args.resume:
@@ -1068,7 +1068,7 @@ class Run:
         if self.std < 0.5 and not self.warned:
             print(f"warning: the embeddings are still alike at the end (std {self.std:.2f}, healthy is about 0.65 to 1): more --epochs, another "
                   f"--lr{' or a higher --temperature' if 'temperature' in self.config else ''} may help.", flush=True)
-        if data is None or self.config["pairs"] not in pairs.ARMS and not pairs.can_judge(data):
+        if not self.judged:
             print(f"No labelled --data was given, so no table. Later: python evaluate.py linear {self.folder} --data DIR")
             return
         show_table(evaluate_run(self.folder, ["linear", "knn"], default_data(self.config), self.device), self.config)

@@ -115,6 +115,7 @@ class Pairs:
     kind: "augmented" | "semantic" | "list". For a list, `rows` (R, 2) holds image indices of its pairs.
     false_pairs: the share of semantic partners that is drawn from another category instead, redrawn every epoch.
     semantic_share: the share of pairs that is semantic, redrawn every epoch; the rest are augmented.
+    judged: whether a run can be judged on its --data; of a list, if class folders with a test split are there before the run.
     """
 
     pool: ImageSet
@@ -123,6 +124,7 @@ class Pairs:
     rows: torch.Tensor = None
     false_pairs: float = 0.0
     semantic_share: float = 1.0
+    judged: bool = True
 
     def __len__(self):
         """Pairs in an epoch: one for each image of the pool, or for each row of the list."""
@@ -540,20 +542,21 @@ def save_picture(path, source, view1, view2, columns=6):
 
 
 def load_pairs(args):
-    """The Pairs that the command line asks for: options --pairs, --arm, --data and those that shape pool and pairs. Of class
-    folders the images that the run will be judged on are read as well. Raises UserError."""
+    """The Pairs that the command line asks for: options --pairs, --arm, --data and those that shape pool and pairs. Where the
+    images are files, those that the run will be judged on are read as well. Raises UserError."""
     if args.data in SCENES[1:]:
         raise UserError(f"--data {args.data} is for evaluation, and is evaluated after a run on scenes; pretrain on --data scenes")
     in_folder = args.data not in (None, *DATA_SETS) and Path(args.data).is_dir()
-    of_classes = args.pairs in ARMS
+    of_classes, of_files = args.pairs in ARMS, False
     has_classes = in_folder and (bool(folders_in(args.data)) if of_classes else can_judge(args.data))
-    if has_classes and of_classes:
-        list_folder(Path(args.data), "test")  # what the run will be judged on: a mistake should show before the images are read
     if has_classes:
+        for split in ("test", "val"):  # what the run will be judged on: a mistake should show before the images are read
+            list_folder(Path(args.data), split)
         not_a_class(args.data, {"--cache": args.cache, "--out": args.out or "runs"})
     if of_classes:
         for split in ("test", "val") if args.data in TORCHVISION_SETS else ():  # the same, or download it now
-            open_torchvision(args.data, split, args.root, args.download)
+            found = open_torchvision(args.data, split, args.root, args.download)
+            of_files = of_files or found is not None and isinstance(found[0], list)
         pool = load_images(args.data, "train", args.image_size, args.limit, args.seed, args.root, args.download, args.skip_bad, args.cache)
         source = make_pairs(args.pairs, pool, args.seed)
     elif args.data is not None and not in_folder:
@@ -565,10 +568,10 @@ def load_pairs(args):
         raise UserError(f"--false-pairs {args.false_pairs}: {source.pool.name} has no two categories to draw false partners from")
     if len(source) < args.batch_size:
         raise UserError(f"--batch-size {args.batch_size} is more than the {len(source)} pairs of an epoch; make it smaller")
-    if has_classes:  # so that a bad image stops the run now, and not after the training
+    if has_classes or of_files:  # so that a bad image stops the run now, and not after the training
         for split in ("test", "val") if source.rows is None else ("test", "val", "train"):
-            load_images(args.data, split, source.pool.image_size, skip_bad=args.skip_bad, cache=args.cache)
-    return replace(source, false_pairs=args.false_pairs, semantic_share=args.semantic_share)
+            load_images(args.data, split, source.pool.image_size, root=args.root, skip_bad=args.skip_bad, cache=args.cache)
+    return replace(source, false_pairs=args.false_pairs, semantic_share=args.semantic_share, judged=of_classes or has_classes)
 
 
 def make_pairs(kind, pool, seed):
@@ -657,8 +660,10 @@ def read_rows(file, folder=None):
         with open(file, newline="", encoding="utf-8-sig") as opened:
             reader = csv.DictReader(opened, strict=True)  # else a stray quote would swallow the rows after it
             reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
-            if any(reader.fieldnames.count(name) != 1 for name in ("image_a", "image_b")):
-                raise UserError(f"{file}: the first line must name the columns image_a,image_b, each once; it has {reader.fieldnames}")
+            count = reader.fieldnames.count
+            if not count("image_a") == count("image_b") == 1 or count("category") > 1 or count("keep") > 1:
+                raise UserError(f"{file}: the first line must name the columns image_a,image_b, and may name category and keep, each once; "
+                                f"it has {reader.fieldnames}")
             for row in reader:
                 kept = (row.get("keep") or "").strip().lower()
                 if kept not in keep:
@@ -982,16 +987,17 @@ def not_a_class(data, folders):
                             "name a folder elsewhere, or run from another one")
 
 
-def list_folder(folder, split):
+def list_folder(folder, split, judged=True):
     """Files, labels (N,) and class names of one split of a folder of class folders (see load_images), None if it has no such
-    split. Raises UserError for folders that are no classes, for classes that only the test split has, and without an image."""
+    split. judged: a train split needs a test split beside it. Raises UserError for folders that are no classes, for classes that
+    only the test split has, and without an image."""
     others = [folder / name for name in NOT_TRAIN if (folder / name).is_dir()]
     has_splits = (folder / "train").is_dir()
-    if has_splits and not others:
+    if has_splits and not others and judged:
         raise UserError(f"{folder} has train/ but neither test/ nor val/ beside it: the probe needs one")
     if split == "val" and len(others) < 2:
         return None
-    top = {"train": folder / "train", "test": others[0], "val": others[-1]}[split] if has_splits else folder
+    top = folder if not has_splits else folder / "train" if split == "train" else others[0 if split == "test" else -1]
     classes = folders_in(folder / "train" if has_splits else folder)
     if not has_splits:
         if splits := [name for name in classes if name.lower() in SPLIT_NAMES]:
@@ -1025,7 +1031,7 @@ def can_judge(folder):
         return False
     try:
         *_, classes = list_folder(folder, "test")
-        list_folder(folder, "train")
+        list_folder(folder, "train"), list_folder(folder, "val")
     except UserError as error:
         print(f"note: the run will not be judged on {folder}: {error}", flush=True)
         return False
@@ -1312,26 +1318,40 @@ def load_boxes(data, seed=0, image_size=128):
 
     Each folder is VOC2007 or any other with Annotations/, JPEGImages/ and ImageSets/Main/, or one that holds such
     folders at most two levels down. Training uses trainval.txt, testing test.txt; a folder without test.txt serves for
-    training only. If no folder has one: train.txt and val.txt; without any list every fifth image is for testing.
-    Raises UserError for missing or unreadable files.
+    training only, all of it if it has no list. If no folder has one: train.txt and val.txt; without any list every fifth
+    image is for testing. Raises UserError for missing or unreadable files and for a folder that is there twice.
     """
     if data == ["scenes"]:
         return tuple(detection_scenes(split, n, image_size, seed) for split, n in (("train", 400), ("test", 200)))
+    if "scenes" in data:
+        raise UserError(f"--data {' '.join(data)}: scenes cannot be joined with folders; name one or the other")
     folders = []
     for folder in map(Path, data):
         found = [p.parent for level in ("", "*/", "*/*/") for p in sorted(folder.glob(level + "Annotations")) if p.is_dir()]
         if not found:
             raise UserError(f"--data {folder}: neither scenes nor a folder of the VOC layout (no Annotations/ in it)")
         folders += found
+    if len({f.resolve() for f in folders}) < len(folders):
+        raise UserError(f"--data {' '.join(data)}: one folder is named twice, or lies in another; name each once")
     lists = lambda name: {f: file for f in folders if (file := f / "ImageSets" / "Main" / f"{name}.txt").is_file()}
-    read = lambda files: [(f, line.split()[0]) for f, file in files.items()
-                          for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+    def read(files):
+        found = []
+        for f, file in files.items():
+            try:
+                found += [(f, line.split()[0]) for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+            except UnicodeDecodeError as error:
+                raise UserError(f"{file} cannot be read ({error}); save it in UTF-8") from None
+        return found
+
+    annotated = lambda folders: [(f, p.stem) for f in folders for p in sorted((f / "Annotations").glob("*.xml"))]
+    unlisted = annotated(f for f in folders if not any(f in lists(name) for name in ("train", "trainval", "val", "test")))
     if lists("test"):
-        train, test = read(lists("train") | lists("trainval")), read(lists("test"))
+        train, test = read(lists("train") | lists("trainval")) + unlisted, read(lists("test"))
     elif lists("val") and lists("train"):
-        train, test = read(lists("train")), read(lists("val"))
+        train, test = read(lists("train")) + unlisted, read(lists("val"))
     else:
-        names = [(f, p.stem) for f in folders for p in sorted((f / "Annotations").glob("*.xml"))]
+        names = annotated(folders)
         train, test = [n for i, n in enumerate(names) if i % 5 != 4], names[4::5]
     truth = [[read_voc_annotation(f / "Annotations" / f"{name}.xml") for f, name in part] for part in (train, test)]
     classes = sorted({name for part in truth for t in part for name in t["names"]})
@@ -1604,7 +1624,7 @@ def propose(folder, by="random", count=None, backbone=None, image_size=None, see
     if not folder.is_dir():
         raise UserError(f"--data {folder}: no such folder")
     if folders_in(folder):
-        paths, labels, classes = list_folder(folder, "train")
+        paths, labels, classes = list_folder(folder, "train", judged=False)
     else:
         paths = find_images(folder)
         labels, classes = torch.zeros(len(paths), dtype=torch.long), [""]  # all of one class
@@ -1673,10 +1693,14 @@ def write_sheets(stem, rows, folder, per_sheet=50, columns=5):
 
 
 def category_of(path, folder):
-    """The class folder of an image: the first below `folder`, or below its train, test, val; "" if it lies in neither."""
+    """The class folder of an image: the first below `folder`, or below its train, test, val; "" if it lies in neither, or beside
+    those."""
     path, folder = (Path(os.path.abspath(p)) for p in (path, folder))
     parts = path.relative_to(folder).parts[:-1] if path.is_relative_to(folder) else ()
-    parts = parts[1:] if parts and parts[0] in ("train", *NOT_TRAIN) else parts
+    if parts and parts[0] in ("train", *NOT_TRAIN):
+        parts = parts[1:]
+    elif (folder / "train").is_dir():
+        parts = ()
     return parts[0] if parts else ""
 
 
@@ -1714,6 +1738,8 @@ def check(file, folder=None):
             known += 1
             if category[a] != category[b]:
                 false.append(f"line {row['line']}: {a} and {b} are of two categories")
+    if len(set(category.values()) - {""}) < 2 and not any(row["category"] for row in rows):
+        category, known = dict.fromkeys(category, ""), 0  # one folder holds all: it may be the one above the classes
     count = Counter(category[row["image_a"]] for row in rows)
     without = count.pop("", 0)
     if count:
@@ -1774,7 +1800,7 @@ def main():
 
         if not args.backbone_file:
             raise UserError("--by features needs --backbone-file FILE (and --backbone NAME)")
-        args.image_size = args.image_size or natural_size(list_folder(folder, "train")[0] if labelled else find_images(folder))
+        args.image_size = args.image_size or natural_size(list_folder(folder, "train", judged=False)[0] if labelled else find_images(folder))
         backbone, _ = evaluate.build_backbone(args.backbone, args.image_size)
         evaluate.load_weights(backbone, args.backbone_file)
         backbone.to(evaluate.pick_device(args.device))

@@ -927,6 +927,7 @@ def two_colours(folder, n=12):
 
 def test_proposed_pairs_are_balanced_and_pass_the_check(tmp_path):
     folder = two_colours(tmp_path / "d")
+    shutil.rmtree(folder / "test")  # a list needs none
     rows = pairs.propose(folder, count=10)
     assert len(rows) == 10 and [r["category"] for r in rows].count("red") == 5
     for row in rows:
@@ -1075,13 +1076,26 @@ def test_a_list_needs_no_class_folders(tmp_path, monkeypatch, layout, note):
     assert len(list((folder / "runs").iterdir())) == 2
 
 
-def test_a_list_is_judged_on_class_folders_where_there_are_some(tmp_path):
+def test_a_run_beside_the_images_of_its_list_is_not_judged_on_its_own_pictures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (two_colours(Path("colours")) / "train").rename("d")
+    shutil.rmtree("d/blue")
+    Path("d/l.csv").write_text("image_a,image_b\n" + "".join(f"red/{i:02d}.png,red/{i + 1:02d}.png\n" for i in range(4)))
+    options = ["--data", "d", "--out", "d/run", "--backbone", "convnet", "--batch-size", "2", "--epochs", "1", "--device", "cpu"]
+    assert "so no table" in printed("simclr.py", "--pairs", "d/l.csv", *options)
+
+
+def test_a_list_is_judged_on_class_folders_where_there_are_some(tmp_path, capsys):
     folder = two_colours(tmp_path / "d")
     assert not pairs.can_judge(folder)  # test/ is empty
     for name in ("red", "blue"):
         Image.new("RGB", (16, 16), name).save(folder / "test" / name / "a.png")
     assert pairs.can_judge(folder)
-    shutil.rmtree(folder / "train" / "blue"), shutil.rmtree(folder / "test" / "blue")
+    (folder / "val" / "green").mkdir(parents=True)
+    assert not pairs.can_judge(folder) and "val has classes that" in capsys.readouterr().out
+    (folder / "val" / "green").rename(folder / "val" / "red")
+    assert not pairs.can_judge(folder) and "no images in class folders below" in capsys.readouterr().out
+    shutil.rmtree(folder / "val"), shutil.rmtree(folder / "train" / "blue"), shutil.rmtree(folder / "test" / "blue")
     assert not pairs.can_judge(folder)  # one class
 
 
@@ -1218,6 +1232,20 @@ def test_a_category_holds_for_all_rows_of_an_anchor_and_may_be_coarser_than_the_
     assert "false pairs: 0 of 2 (0.0%)" in pairs.check(tmp_path / "l.csv", folder)[0]  # blue ones are red here, so folders do not tell
 
 
+def test_folders_above_the_classes_or_beside_the_splits_are_no_categories(tmp_path):
+    folder = two_colours(tmp_path / "d")
+    (tmp_path / "l.csv").write_text("image_a,image_b\n" + "".join(f"d/train/red/{i:02d}.png,d/train/blue/{i:02d}.png\n" for i in range(4)))
+    report, mistakes = pairs.check(tmp_path / "l.csv")  # all lie in d, which says nothing
+    assert report[-1].startswith("false pairs: not known") and not any(line.startswith("classes") for line in report) and not mistakes
+    shutil.copytree(folder / "train" / "red", folder / "unlabeled")
+    rows = [f"train/{c}/{i:02d}.png,unlabeled/{i + 6 * (c == 'red'):02d}.png,{c}" for c in ("red", "blue") for i in range(4)]
+    (tmp_path / "l.csv").write_text("\n".join(["image_a,image_b,category", *rows]) + "\n")
+    report, mistakes = pairs.check(tmp_path / "l.csv", folder)
+    assert "false pairs: 0 of 8 (0.0%)" in report and not mistakes
+    source = pairs.read_pair_list(tmp_path / "l.csv", folder)
+    assert source.pool.classes == ["blue", "red"] and source.rates(0)["false_rate"] == 0
+
+
 def test_rows_that_a_spreadsheet_leaves_empty_are_skipped_and_half_rows_told(tmp_path):
     folder = two_colours(tmp_path / "d")
     rows = ["image_a,image_b,category,keep", "train/red/00.png,train/red/01.png,red,1", ",,,", "train/red/02.png,,,0"]
@@ -1239,8 +1267,9 @@ def test_lists_as_people_type_them_are_read_or_told(tmp_path):
     assert [row["keep"] for row in listed("Image_A, image_b,KEEP", f"{red[0]},{red[1]},0", f"{red[0]},{red[2]},1")] == [False, True]
     spelled, = listed("image_a,image_b", f"{red[0]},train/../train/red/00.png")  # one image
     assert spelled["image_a"] == spelled["image_b"] and len(pairs.read_pair_list(file, folder).pool) == 1
-    for lines, said in ((("image_a,image_b,image_b", f"{red[0]},{red[1]},{red[2]}"), "image_a,image_b, each once"),
-                        (("image_a,image_b,note", f'{red[0]},{red[1]},"12 inch', f"{red[2]},{red[3]},"), "cannot be read as a CSV")):
+    for lines, said in ((("image_a,image_b,image_b", f"{red[0]},{red[1]},{red[2]}"), "must name the columns image_a,image_b"),
+                        (("image_a,image_b,note", f'{red[0]},{red[1]},"12 inch', f"{red[2]},{red[3]},"), "cannot be read as a CSV"),
+                        (("Keep,image_a,image_b,keep", f"0,{red[0]},{red[1]},1"), "may name category and keep, each once")):
         with pytest.raises(UserError, match=said):
             listed(*lines)
     listed("image_a,image_b,category", f"{red[0]},{red[1]},cat", f"{red[0]},{red[2]},dog")
@@ -1545,6 +1574,10 @@ def test_torchvisions_files_are_read_with_their_labels_and_kept(name, tmp_path, 
             found = pairs.load_images(name, split, root=tmp_path, cache=tmp_path / "cache")
             assert dict(zip(shown(found), found.labels.tolist())) == expected[split] and [c.lower() for c in found.classes] == ["a", "b"]
     assert len(list((tmp_path / "cache").iterdir())) == len(arguments) and capsys.readouterr().out.count("images into") == len(arguments)
+    (tmp_path / place(number - 1, "a")).write_bytes(b"x")  # of the test split: told before the training
+    with pytest.raises(UserError, match="1 of 5 images cannot be read"):
+        options = ["--data", name, "--root", str(tmp_path), "--cache", str(tmp_path / "cache"), "--batch-size", "2"]
+        pairs.load_pairs(simclr.parse_args(options))
     (tmp_path / place(0, "a")).unlink()
     with pytest.raises(UserError, match=f"{name} in .* is not whole: .* is missing"):
         pairs.load_images(name, "train", root=tmp_path)
@@ -1633,6 +1666,9 @@ def test_voc_layout_is_read_wherever_it_lies(tmp_path):
         assert (len(train), len(test)) == sizes
     (tmp_path / "bare3" / "ImageSets" / "Main" / "test.txt").write_text("000004  1\n000005 -1\n")  # as in the lists of a class
     assert [path.stem for path in pairs.load_boxes([str(tmp_path / "bare3")])[1].images] == ["000004", "000005"]
+    (voc / "ImageSets" / "Main" / "test.txt").write_text("000003\n", encoding="utf-8-sig")  # as some editors write it
+    train, test = pairs.load_boxes([str(voc), str(voc_folder(tmp_path / "unlisted", {}))])  # all of what has no list trains
+    assert (len(train), len(test)) == (3 + 10, 1)
 
 
 def test_mistakes_in_a_voc_folder_are_named(tmp_path):
@@ -1647,6 +1683,12 @@ def test_mistakes_in_a_voc_folder_are_named(tmp_path):
         pairs.load_boxes([str(voc)])
     (voc / "Annotations" / "000002.xml").write_text("<annotation><object>")
     with pytest.raises(UserError, match="cannot read the annotation .*000002.xml"):
+        pairs.load_boxes([str(voc)])
+    for twice in ([str(voc)] * 2, [str(tmp_path), str(voc)]):
+        with pytest.raises(UserError, match="one folder is named twice, or lies in another"):
+            pairs.load_boxes(twice)
+    (voc / "ImageSets" / "Main" / "test.txt").write_text("000003\n", encoding="utf-16")
+    with pytest.raises(UserError, match="test.txt cannot be read .* save it in UTF-8"):
         pairs.load_boxes([str(voc)])
 
 
