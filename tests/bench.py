@@ -227,6 +227,7 @@ def bench_methods(methods, device, seconds, batch_size, options):
     for method in methods:
         flops = flops_of(trainer(method, "resnet18", images, batch_size, device))  # of networks that are not compiled, where each is seen
         if on_gpu:
+            call = a = None  # those of the method before: freed later, they would be missing in the peak
             tidy()
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
@@ -379,6 +380,7 @@ def main():
     parser.add_argument("--workers", type=int, default=2, help="of lightly's DataLoader [2]")
     parser.add_argument("--out", default="runs/bench.json", help="[runs/bench.json]")
     args = parser.parse_args()
+    evaluate.pick_device(args.device)  # as every program does: float32 is not TF32
     seconds, batch_size = (1, 16) if args.quick else (args.seconds, 64)
     batch_size = 512 if args.device.startswith("cuda") else batch_size
     torch.empty(31 * 2**18)  # 31 MB, freed: glibc then keeps what is freed, for all that is measured, as it does in a training run
