@@ -141,6 +141,8 @@ def load_backbone(run):
 def load_run(run):
     """(config, trained, untrained backbone) of a run folder, all of one moment, as the run may go on meanwhile."""
     read_config(run)  # or a lock would be left in a folder that is not a run's
+    if not os.access(run, os.W_OK):
+        raise UserError(f"{run} cannot be written to, and results go there: copy it to a folder of your own")
     with pairs.locked(Path(run) / "result.json.lock"):
         if (stored := Path(run) / "result.json").exists():
             read_json(stored)  # report a damaged one before the evaluation, not after it
@@ -151,7 +153,7 @@ def load_weights(backbone, file):
     """Loads a file of torchvision-format weights; only a classifier may be left over.
 
     Raises UserError that names keys that are missing, left over or of another shape. A dict under "state_dict" is opened, as
-    checkpoints have it.
+    checkpoints have it. BatchNorm's counts of batches may be missing, as in files of older versions of torch.
     """
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
@@ -164,17 +166,18 @@ def load_weights(backbone, file):
     wanted = {key: tuple(value.shape) for key, value in backbone.state_dict().items()}
     classifier = [name for name, module in backbone.named_modules() if isinstance(module, nn.Identity)][-1:]
     classifier = tuple(f"{name}." for name in (*classifier, "aux1", "aux2", "AuxLogits"))
-    wrong = [f"{key} is missing" for key in wanted.keys() - shapes.keys()]
-    wrong += [f"{key} is left over" for key in shapes.keys() - wanted.keys() if not key.startswith(classifier)]
-    wrong += [f"{key} is {shapes[key]} and should be {wanted[key]}" for key in wanted.keys() & shapes.keys() if shapes[key] != wanted[key]]
-    if wrong:
-        said = "; ".join(sorted(wrong)[:6]) + f"; and {len(wrong) - 6} more" * (len(wrong) > 6)
+    missing = sorted(f"{key} is missing" for key in wanted.keys() - shapes.keys() if not key.endswith("num_batches_tracked"))
+    extra = sorted(f"{key} is left over" for key in shapes.keys() - wanted.keys() if not key.startswith(classifier))
+    other = sorted(f"{key} is {shapes[key]} and should be {wanted[key]}" for key in wanted.keys() & shapes.keys() if shapes[key] != wanted[key])
+    if wrong := missing + extra + other:
+        told = missing[:2] + extra[:2] + other[:2]
+        said = "; ".join(told) + f"; and {len(wrong) - len(told)} more" * (len(wrong) > len(told))
         beside, hint = Path(file).parent / "config.json", ""
         with suppress(OSError, UserError, KeyError):  # it may be missing, or not ours
             known = read_json(beside)
             hint = f"; {beside} has --backbone {known['backbone']} --image-size {known['image_size']}"
         raise UserError(f"{file} does not fit the backbone (and its image size, which decides a ResNet's stem): {said}{hint}")
-    backbone.load_state_dict({key: state[key] for key in wanted})
+    backbone.load_state_dict({key: state[key] for key in wanted if key in state})
 
 
 def adopt(file, name, image_size=224, out=None):
@@ -188,7 +191,8 @@ def adopt(file, name, image_size=224, out=None):
     config = {"method": None, "pairs": None, "data": None, "limit": None, "root": "data", "backbone": name, "image_size": image_size,
               "seed": 0, "processes": 1, "backbone_file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     begun = {"result.json.lock", "config.json.part"}  # what another program may have written so far that adopts the same now
-    if folder.exists() and {path.name for path in folder.iterdir()} - begun and read_config(folder) != config:
+    there = folder.exists() and {path.name for path in folder.iterdir()} - begun
+    if there and read_config(folder) | {"backbone_file": str(file)} != config:  # the sum tells, however the file is named
         raise UserError(f"{folder} exists and is of another backbone or option; --out DIR writes elsewhere")
     folder.mkdir(parents=True, exist_ok=True)
     with pairs.locked(folder / "result.json.lock"):  # the same weights may be evaluated twice at the same time
@@ -343,7 +347,8 @@ def split_off_validation(train, val):
     UserError if a fifth is less than one image."""
     if val is None:
         if len(train) < 5:
-            raise UserError(f"{train.name} has {len(train)} training images, of which a fifth is to choose on: a probe needs 5 or more")
+            raise UserError(f"{train.name} has {len(train)} training images, of which a fifth is to choose on: a probe needs 5 or more; "
+                            "add some, or a val/ folder")
         return a_fifth(train.labels)
     return torch.arange(len(train), len(train) + len(val)), shuffled_by_turns(train.labels, 0)
 
@@ -380,7 +385,8 @@ def judge(heads, trained, untrained, train, test, val=None, **options):
     """Results {head: {...}} of the heads "knn", "linear" or "transfer" (the same probe), "finetune" for ImageSets, the
     trained beside the untrained backbone. `options` go to fine_tune."""
     device = next(trained.parameters()).device
-    split, parts = split_off_validation(train, val), [train] if val is None else [train, val]
+    split = split_off_validation(train, val) if set(heads) - {"knn"} else None
+    parts = [train] if val is None else [train, val]
     y, test_y = torch.cat([s.labels for s in parts]).to(device), test.labels.to(device)
 
     def chance(metric):  # of always naming the largest class; of random scores where an image has several classes
@@ -681,9 +687,10 @@ def draw_detections(path, data, found, n=8, threshold=0.5):
                                      (found[i]["boxes"][sure], found[i]["labels"][sure], {"ls": "-", "lw": 1.6})):
             for (x1, y1, x2, y2), label in zip(boxes, labels):
                 axis.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, **{"ec": colors[label % len(colors)]} | style))
-    handles = [plt.Line2D([], [], color=colors[i % len(colors)], label=name) for i, name in enumerate(data.classes)]
+    seen = {label for i in range(n) for label in (*data.labels[i].tolist(), *found[i]["labels"][found[i]["scores"] >= threshold].tolist())}
+    handles = [plt.Line2D([], [], color=colors[i % len(colors)], label=name) for i, name in enumerate(data.classes) if i in seen]
     handles += [plt.Line2D([], [], color="gray", ls=":", label="true box (white)")]
-    figure.legend(handles=handles, loc="outside lower center", ncols=6)
+    figure.legend(handles=handles, loc="outside lower center", ncols=max(2, int(figure.get_figwidth() / 2.5)))
     figure.suptitle(f"{data.name}: detections with a score of at least {threshold}")
     figure.savefig(path, dpi=80)
     plt.close(figure)
@@ -783,7 +790,7 @@ def image_changes(found, view, seed, n=1000):
     labels, images = found.labels[rows], found.images[rows]
     if (labels.bincount() > 1).sum() < 2:
         raise UserError(f"invariance: {found.name} needs two classes or more with two test images or more; name another --data")
-    generator, chunks = pairs.stream("transformations", seed), images.split(128)
+    generator, chunks = pairs.stream("transformations", seed), images.split(127 if len(images) % 128 == 1 else 128)  # none of one image
     return labels, images, {name: torch.cat([transform_images(chunk, name, view, generator) for chunk in chunks]) for name in TRANSFORMS}
 
 
@@ -992,7 +999,8 @@ class Run:
         if log.exists():  # lines after the checkpoint are of steps that will be run again; the last may be cut off
             lines = [line for line in log.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= self.step]
             log.write_text("".join(line + "\n" for line in lines))
-        if elsewhere := {name: self.config.get(name) for name in sorted(ELSEWHERE) if self.config.get(name) != old.get(name)}:
+        last = functools.reduce(dict.__or__, old.get("resumed_elsewhere", []), old)  # where it was last
+        if elsewhere := {name: self.config.get(name) for name in sorted(ELSEWHERE) if self.config.get(name) != last.get(name)}:
             said = ", ".join(f"{name} {value}" for name, value in elsewhere.items())
             print(f"note: after epoch {self.epoch} the run goes on with {said}, as config.json will say", flush=True)
             old.setdefault("resumed_elsewhere", []).append({"after_epoch": self.epoch, **elsewhere})
@@ -1059,7 +1067,6 @@ class Run:
 
     def finish(self):
         """Draws curves.png, evaluates the backbone on its data, prints the table, writes result.json; process 0 alone does."""
-        data = self.config["data"]
         if dist.is_initialized():
             dist.destroy_process_group()
         if not self.first:
@@ -1165,6 +1172,7 @@ def default_data(config):
 def load_splits(config, data, root=None, download=False, skip_bad=False, cache=None, splits=("train", "test", "val")):
     """The ImageSets of the splits (None where there is no val) of `data` as the run of this config saw or would have seen them."""
     alike = config["data"] and Path(data).name == Path(config["data"]).name and config["pairs"] in pairs.ARMS
+    alike = alike and (data in pairs.DATA_SETS) == (config["data"] in pairs.DATA_SETS)  # ./cifar10 is not cifar10
     load = lambda split, limit: pairs.load_images(data, split, config["image_size"], limit, config["seed"], root or config["root"], download,
                                                   skip_bad or config.get("skip_bad", False), cache or config.get("cache", "cache"))
     found = [load(split, config["limit"] if alike else None) for split in splits]
@@ -1407,7 +1415,7 @@ def compare(runs, by=(), only=()):
             found = measures(read_json(file))
         except UserError as error:
             raise UserError(f"{run}: {error}") from None
-        groups.setdefault((config["method"] or run.name, ", ".join([data_of(config), *values])), []).append((run, config, found))
+        groups.setdefault((config["method"] or run.resolve().name, ", ".join(filter(None, [data_of(config), *values]))), []).append((run, config, found))
         known |= found
     for name in only:
         if name not in known:
@@ -1510,11 +1518,9 @@ def draw_comparison(rows, path, panels=6):
     rows = [row for row in rows if not row["measure"].startswith("share of")] or rows
     rows = sorted(rows, key=lambda row: "held-out" not in row["measure"])
     several = len({row["data"] for row in rows}) > 1
-    shown = {}  # title: its rows
+    shown = {}  # (method, measure): its rows
     for row in rows:
-        head, _, data = row["measure"].partition(" ")
-        title = f"{TITLES.get(head, head)}: {data}"
-        shown.setdefault(f"{row['method']}, {title}" if several else title, []).append(row)
+        shown.setdefault((row["method"] if several else "", row["measure"]), []).append(row)
     shown = dict(list(shown.items())[:panels])
     name = lambda row: row["data"].removeprefix("scenes, ").replace(", ", "\n").replace(",", ",\n") if several else row["method"]  # under the axis
     inches = max(0.9, 0.07 * max(len(line) for row in rows for line in name(row).splitlines()))  # that a name takes
@@ -1522,7 +1528,7 @@ def draw_comparison(rows, path, panels=6):
     width = max(3.8 if columns > 1 else 5, inches * max(map(len, shown.values())))
     lines = math.ceil(len(shown) / columns)
     figure, axes = plt.subplots(lines, columns, figsize=(width * columns, 3.2 * lines), squeeze=False, sharey=True, layout="constrained")
-    for axis, (title, here) in zip(axes.flat, shown.items()):
+    for axis, ((method, measure), here) in zip(axes.flat, shown.items()):
         for x, row in enumerate(here):
             for arm, offset in (("untrained", -0.25), ("any", 0), ("augmented", 0), ("semantic", 0.25)):
                 values = list(row[arm].values())
@@ -1533,7 +1539,8 @@ def draw_comparison(rows, path, panels=6):
         axis.set_xticks(range(len(here)), list(map(name, here)), fontsize=8)
         if chance := max(row["chance"] or 0 for row in here):  # some results of earlier versions say 1 / classes
             axis.axhline(chance, color="0.6", ls=":", lw=1, label="chance")
-        axis.set_title(title, fontsize=9), axis.set_ylim(0, 1.02), axis.set_xlim(-0.5, len(here) - 0.5), axis.grid(axis="y", alpha=0.3)
+        head, _, data = measure.partition(" ")
+        axis.set_title(f"{method}, " * several + f"{TITLES.get(head, head)}: {data}", fontsize=9), axis.set_ylim(0, 1.02), axis.set_xlim(-0.5, len(here) - 0.5), axis.grid(axis="y", alpha=0.3)
     for axis in axes.flat[len(shown) :]:
         axis.axis("off")
     legend_below(figure)

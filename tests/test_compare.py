@@ -150,6 +150,10 @@ def test_the_picture_has_each_arms_values_under_its_name(make, tmp_path, monkeyp
     monkeypatch.setattr(plt, "close", lambda figure: None)
     evaluate.draw_comparison(evaluate.compare([make("augmented", 0, 0.5), make("semantic", 0, 0.6), make("semantic", 1, 0.8)]), tmp_path / "c.png")
     (axis,) = plt.gcf().axes
+    twice = make("augmented", 0, 0.5)
+    evaluate.add_results(twice, {"transfer": {"held": {"accuracy": 0.4, "untrained": 0.2, "chance": 0.05}}})
+    evaluate.draw_comparison(evaluate.compare([twice]), tmp_path / "c.png")  # a panel for each measure, also of one data set
+    assert [[len(line.get_ydata()) for line in panel.lines if line.get_label() == "augmented"] for panel in plt.gcf().axes] == [[1], [1]]
     monkeypatch.undo()
     shown = {line.get_label(): line.get_ydata() for line in axis.lines}
     assert shown.keys() == {"untrained", "augmented", "semantic", "chance"}
@@ -196,12 +200,17 @@ def test_fine_tuning_counts_by_the_mean_of_its_seeds_and_other_files_are_refused
         evaluate.compare(runs)
 
 
-def test_backbones_from_elsewhere_stand_in_rows_of_their_own(make):
+def test_backbones_from_elsewhere_stand_in_rows_of_their_own(make, monkeypatch):
     runs = [make("augmented", 0, value, method=None, backbone_file=f"{value}.pt") for value in (0.3, 0.4)]
     for run in runs:
         evaluate.write_json(run / "config.json", evaluate.read_config(run) | {"pairs": None})
     rows = evaluate.compare(runs)
     assert [row["method"] for row in rows] == [run.name for run in runs] and [row["any"] for row in rows] == [{0: 0.3}, {0: 0.4}]
+    for run in runs:
+        evaluate.write_json(run / "config.json", evaluate.read_config(run) | {"data": None})
+    monkeypatch.chdir(runs[0])
+    (row,) = evaluate.compare(["."], by=["backbone"])
+    assert row["method"] == runs[0].name and row["data"].startswith("backbone ")
 
 
 @pytest.mark.parametrize("key", "metric k classes n n_train n_test files_crc32 n_fitted steps batch_size kind size rois roi_size".split())

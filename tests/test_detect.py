@@ -306,18 +306,19 @@ def test_classes_of_any_name_are_shown_as_they_are(tmp_path):
     assert (tmp_path / "d.png").stat().st_size > 1000
 
 
-def test_the_legend_has_the_colour_of_every_class(tmp_path, monkeypatch):
+def test_the_legend_has_the_colour_of_every_class_that_is_shown(tmp_path, monkeypatch):
     from matplotlib.colors import to_rgb
     from matplotlib.figure import Figure
 
     drawn, legend = [], Figure.legend
     monkeypatch.setattr(Figure, "legend", lambda self, **options: drawn.append((self.axes[0].patches, options["handles"])) or legend(self, **options))
-    box, label = torch.tensor([[3.0, 3, 20, 20]]), torch.tensor([14])
-    data = pairs.BoxSet("d", [torch.zeros(3, 40, 40, dtype=torch.uint8)], [box], [label], [torch.tensor([False])], [f"c{i}" for i in range(20)])
-    evaluate.draw_detections(tmp_path / "d.png", data, [found_of(box.numpy(), [0.9], [14])])
-    (_, detection), handles = drawn[0]
-    colors = {handle.get_label(): to_rgb(handle.get_color()) for handle in handles}
-    assert colors["c14"] == to_rgb(detection.get_edgecolor()) and len(set(colors.values())) == 21
+    box, labels = torch.tensor([[3.0, 3, 20, 20]] * 19), torch.arange(19)
+    data = pairs.BoxSet("d", [torch.zeros(3, 40, 40, dtype=torch.uint8)], [box], [labels], [labels < 0], [f"c{i}" for i in range(20)])
+    for label, shown in ((14, 19), (19, 20)):  # a true box's, and one that is only detected
+        evaluate.draw_detections(tmp_path / "d.png", data, [found_of(box[:1].numpy(), [0.9], [label])])
+        (*_, detection), handles = drawn.pop()
+        colors = {handle.get_label(): to_rgb(handle.get_color()) for handle in handles}
+        assert colors[f"c{label}"] == to_rgb(detection.get_edgecolor()) and len(set(colors.values())) == len(colors) == shown + 1
 
 
 def test_a_detectors_learning_rate_by_hand():

@@ -330,6 +330,7 @@ def test_a_fifth_of_every_class_is_held_out_of_unequal_classes_too():
     assert [len(rows) for rows in evaluate.a_fifth(several)] == [4, 16]
     with pytest.raises(UserError, match="t has 4 training images, of which a fifth is to choose on"):
         evaluate.split_off_validation(pairs.ImageSet("t", torch.zeros(4, 3, 8, 8), torch.arange(4), list("abcd")), None)
+    assert evaluate.judge(["knn"], mean_color(), mean_color(), labelled(4, 0), labelled(20, 2))["knn"]["k"] == 4  # kNN chooses nothing
 
 
 def test_a_backbone_that_diverged_is_told_and_a_learning_rate_that_diverges_is_not_chosen(monkeypatch):
@@ -525,6 +526,9 @@ def test_every_factor_and_transformation_changes_the_images_and_nothing_else_mov
     assert torch.equal(same, images) and set(transformed) == set(evaluate.TRANSFORMS)
     assert all(t.dtype == torch.uint8 and not torch.equal(t, images) for t in transformed.values())
     assert torch.equal(transformed["flip"], images.flip(3))
+    many = pairs.ImageSet("s", torch.arange(129)[:, None, None, None].expand(129, 3, 8, 8).byte(), torch.arange(129) % 2, ["a", "b"])
+    patched = evaluate.image_changes(many, pairs.Augmentation(), 0)[2]["patch"]
+    assert (patched != many.images).flatten(1).any(1).all()  # each has a patch of another, also the last, which would be a batch of its own
     inside = (images > 90) & (images < 165)  # where three deviations of the noise are not cut off
     assert (transformed["noise"].float() - images)[inside].std() == pytest.approx(0.1 * 255, rel=0.05)
 
@@ -766,6 +770,10 @@ def test_a_run_that_goes_on_elsewhere_says_so(tmp_path, monkeypatch, capsys):
     config = evaluate.read_config(run.folder)
     assert config[name] == [{"after_epoch": 2, "git_commit": "later code"}] and config["git_commit"] != "later code"
     assert not {name, "git_commit"} & set(evaluate.vars_of(config))  # neither is an option
+    monkeypatch.undo()
+    for _ in range(2):  # back again, and on from there
+        make_run(tmp_path, resume=True)
+    assert evaluate.read_config(run.folder)[name][1:] == [{"after_epoch": 2, "git_commit": config["git_commit"]}]
 
 
 def test_a_run_may_go_on_on_any_machine_and_says_on_which_it_was(tmp_path, monkeypatch, capsys):
@@ -819,11 +827,15 @@ def test_a_run_killed_between_checkpoint_and_backbone_is_whole_after_resume(tmp_
     assert (run.folder / "result-epoch0.json").exists() and not (run.folder / "result.json").exists()
 
 
-def test_a_result_belongs_to_the_weights_that_it_was_computed_from(tmp_path, capsys):
+def test_a_result_belongs_to_the_weights_that_it_was_computed_from(tmp_path, capsys, monkeypatch):
     run = make_run(tmp_path, epochs=4)
     run.saved -= evaluate.SECONDS_BETWEEN_SAVES
     run.save(2)
     config, _, _ = evaluate.load_run(run.folder)
+    with monkeypatch.context() as patch:  # as another user's
+        patch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+        with pytest.raises(UserError, match="cannot be written to, and results go there"):
+            evaluate.load_run(run.folder)
     run.save(4)  # while they are evaluated
     evaluate.add_results(run.folder, {"knn": {"t": {"accuracy": 0.1}}}, config)
     assert "was trained further meanwhile; what its weights after epoch 2 gave" in capsys.readouterr().out
@@ -976,7 +988,8 @@ def test_weights_of_torchvisions_format_are_taken_and_misfits_listed(tmp_path):
     x = torch.randn(2, 3, 96, 96)
     assert torch.equal(trained.eval()(x), theirs.eval()(x)) and not torch.equal(untrained.eval()(x), theirs(x))
     (folder / "backbone.pt").unlink()  # as if it had been killed before that
-    assert evaluate.adopt(tmp_path / "r.pth", "resnet18", 96, out=tmp_path / "run") == folder  # the same again is no mistake
+    other_name = tmp_path / "run" / ".." / "r.pth"
+    assert evaluate.adopt(other_name, "resnet18", 96, out=tmp_path / "run") == folder  # the same again is no mistake
     assert (folder / "backbone.pt").is_file()
 
     state = torch.load(tmp_path / "r.pth")
@@ -984,6 +997,12 @@ def test_weights_of_torchvisions_format_are_taken_and_misfits_listed(tmp_path):
     torch.save({"state_dict": state}, tmp_path / "wrong.pth")
     with pytest.raises(UserError, match="bn1.weight is missing; layer9.weight is left over$"):
         evaluate.adopt(tmp_path / "wrong.pth", "resnet18", 96, out=tmp_path / "other")
+    torch.save({f"module.{key}": value for key, value in theirs.state_dict().items()}, tmp_path / "wrong.pth")
+    with pytest.raises(UserError, match="bn1.bias is missing; .*; module.bn1.bias is left over; .*; and [0-9]+ more$"):  # both, so that the prefix shows
+        evaluate.adopt(tmp_path / "wrong.pth", "resnet18", 96, out=tmp_path / "other")
+    torch.save({key: value for key, value in theirs.state_dict().items() if "tracked" not in key}, tmp_path / "old.pth")
+    old, _ = evaluate.load_backbone(evaluate.adopt(tmp_path / "old.pth", "resnet18", 96, out=tmp_path / "old"))  # as torch 0.4 and before wrote them
+    assert torch.equal(old.eval()(x), theirs(x))
     with pytest.raises(UserError, match=r"conv1.weight is \(64, 3, 7, 7\) and should be \(64, 3, 3, 3\)"):
         evaluate.adopt(tmp_path / "r.pth", "resnet18", 32, out=tmp_path / "other")
     for beside, hint in (([], "$"), ({"some": "model"}, "$"), ({"backbone": "resnet18", "image_size": 96}, "; .*config.json has --backbone resnet18 --image-size 96$")):
@@ -1039,6 +1058,8 @@ def test_the_limit_of_a_run_holds_for_its_data_however_it_is_named(tmp_path, mon
     sizes = [len(evaluate.load_splits(config, data, splits=["train"])[0]) for data in ("photos", "./photos/", str(tmp_path / "photos"))]
     assert sizes == [4, 4, 4]
     assert len(evaluate.load_splits(config | {"data": "other"}, "photos", splits=["train"])[0]) == 8
+    (tmp_path / "scenes").symlink_to("photos")
+    assert len(evaluate.load_splits(config | {"data": "scenes"}, pairs.named("./scenes"), splits=["train"])[0]) == 8  # not the built-in set
     assert len(evaluate.load_splits(config | {"pairs": "list.csv"}, "photos", splits=["train"])[0]) == 8  # the limit is the list's
     (tmp_path / "photos" / "a" / "0.png").rename(tmp_path / "photos" / "a" / "00.png")
     known = pairs.load_images("photos", limit=4).files_crc32
@@ -1107,13 +1128,13 @@ def test_untrained_features_of_held_out_scenes_score_as_published():
     assert found["linear"]["accuracy"] == pytest.approx(0.164, abs=0.01) and found["knn"]["accuracy"] == pytest.approx(0.060, abs=0.005)
 
 
-def test_invariance_to_images_of_several_classes_is_refused_before_anything_is_computed(monkeypatch):
+def test_invariance_to_images_of_several_classes_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
     several = pairs.ImageSet("voc2007", torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, 20, dtype=torch.long), ["a"] * 20)
     monkeypatch.setattr(evaluate, "read_config", lambda run: {"method": None, "image_size": 8, "seed": 0, "data": None, "root": "data"})
     monkeypatch.setattr(evaluate, "load_backbone", lambda run: (nn.Identity(), nn.Identity()))
     monkeypatch.setattr(evaluate, "load_splits", lambda *_: [several])
     with pytest.raises(UserError, match="the images of voc2007 have several classes each"):
-        evaluate.invariance_run("run", torch.device("cpu"), "voc2007")
+        evaluate.invariance_run(tmp_path, torch.device("cpu"), "voc2007")
     several.labels = torch.arange(4)
     with pytest.raises(UserError, match="needs two classes or more with two test images"):
-        evaluate.invariance_run("run", torch.device("cpu"), "voc2007")
+        evaluate.invariance_run(tmp_path, torch.device("cpu"), "voc2007")
