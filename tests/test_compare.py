@@ -172,10 +172,17 @@ def test_the_numbers_of_a_result():
                                                                   "share of rotation factors of scenes": 0.6})
 
 
+def test_differences_are_those_of_equal_seeds(make):
+    values = {"augmented": {2: 0.1, 0: 0.5, 1: 0.3}, "semantic": {3: 0.9, 0: 0.6, 1: 0.5, 2: 0.4}}
+    (row,) = evaluate.compare([make(arm, seed, value) for arm, of in values.items() for seed, value in of.items()])
+    half = 4.30265 * 0.1 / math.sqrt(3)
+    assert row["seeds"] == [0, 1, 2] and row["difference"] == pytest.approx((0.2, 0.2 - half, 0.2 + half), rel=1e-4)
+
+
 def test_seeds_of_one_arm_only_are_told(make, tmp_path):
     runs = [make("augmented", 0, 0.2), make("augmented", 1, 0.6), make("semantic", 1, 0.5), make("semantic", 2, 0.9)]
     said = evaluate.write_comparison(evaluate.compare(runs), tmp_path / "out")
-    assert "-0.100" in said and "Seed 0, 2: of one arm only, so in its mean and not in the difference (simclr scenes, linear held)." in said
+    assert "| -0.100 | -0.100 |" in said and "Seed 0, 2: of one arm only, so in its mean and not in the difference (simclr scenes, linear held)." in said
     for complete in (runs[1:3], runs[:2]):
         assert "of one arm only" not in evaluate.write_comparison(evaluate.compare(complete), tmp_path / "out")
 

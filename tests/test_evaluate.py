@@ -25,6 +25,17 @@ from pairs import UserError
 # -- backbones
 
 
+@pytest.mark.parametrize("name", ["convnet", "resnet18", "mobilenet_v3_small"])
+def test_a_new_backbone_is_in_training_mode(name):
+    assert all(module.training for module in evaluate.build_backbone(name, 32)[0].modules())
+
+
+def test_the_cifar_stem_begins_as_torchvisions_convolutions():
+    torch.manual_seed(0)
+    stem = evaluate.build_backbone("resnet18", 32)[0].conv1.weight
+    assert stem.std().item() == pytest.approx(math.sqrt(2 / (64 * 9)), rel=0.1)  # He et al.; nn.Conv2d's own: twice that
+
+
 def test_resnet_has_torchvisions_keys_and_the_stem_of_its_image_size():
     import torchvision
 
@@ -552,6 +563,14 @@ def test_shares_are_those_of_the_trained_and_of_the_untrained_backbone(tmp_path,
     assert found["share"] < 1e-3 and found["untrained"] > 0.1  # the mean colour stays, the pixels move
 
 
+def test_features_are_computed_in_float32(monkeypatch):
+    monkeypatch.setattr(evaluate, "usual_precision", lambda device: "bfloat16")
+    seen, backbone = [], nn.Sequential(nn.Flatten(), nn.Linear(768, 4))
+    backbone[1].register_forward_hook(lambda module, x, y: seen.append(y.dtype))
+    evaluate.features(backbone, labelled(4, 0).images)
+    assert seen == [torch.float32]
+
+
 def test_transformations_have_the_strengths_that_they_say(monkeypatch):
     images = torch.randint(0, 256, (20, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     patch = evaluate.transform_images(images, "patch", pairs.Augmentation(), pairs.stream(0))
@@ -560,6 +579,14 @@ def test_transformations_have_the_strengths_that_they_say(monkeypatch):
     monkeypatch.setattr(pairs, "uniform", lambda *given: asked.append(given[:2]) or uniform(*given))
     evaluate.transform_images(images, "rotation", pairs.Augmentation(), pairs.stream(0))
     assert asked[-1] == (-math.pi / 6, math.pi / 6)
+
+
+def test_fine_tuning_chooses_and_scores_in_the_metric_of_the_set(monkeypatch):
+    asked, score = [], evaluate.score
+    monkeypatch.setattr(evaluate, "score", lambda metric, *rest: asked.append(metric) or score(metric, *rest))
+    train = pairs.replace(labelled(40, 0), metric="mean per class")
+    evaluate.fine_tune(mean_color(), train, labelled(20, 1), steps=1, batch_size=4, lrs=[0.1])
+    assert asked == ["mean per class"] * 2
 
 
 def test_transformations_are_what_their_names_say():
@@ -572,6 +599,13 @@ def test_transformations_are_what_their_names_say():
     assert torch.equal(of("solarize", noise), torch.where(noise < 128, noise, 255 - noise).float())
     assert len(of("rotation").unique(dim=0)) > 30 and len(of("jitter").unique(dim=0)) > 30  # a draw for each
     assert torch.equal(of("jitter", jitter=(0, 0, 0, 0)), slope.float())  # of the strength that the view has
+    assert not torch.equal(of("crop", crop=None), slope.float())  # a view without crops: of a usual strength
+    y = torch.arange(32) - 15.5
+    radius = (y[:, None] ** 2 + y**2).sqrt()
+    rings = (10 * radius).clamp(max=255).byte().expand(40, 3, 32, 32).contiguous()
+    assert (of("rotation", rings) - rings)[..., radius < 12].abs().mean() < 2  # rings stay
+    rough = lambda x: (x[..., 1:].float() - x[..., :-1].float()).abs().mean()
+    assert rough(of("blur", noise)) < 0.8 * rough(noise) and not torch.equal(of("blur", noise)[:, 0], of("blur", noise)[:, 1])
 
 
 def test_invariance_is_by_default_of_held_out_scenes_or_the_runs_own_data(tmp_path, monkeypatch):
@@ -757,6 +791,17 @@ def test_the_log_keeps_all_lines_up_to_the_checkpoint_and_says_the_rates_of_its_
     assert [(line["step"], line["semantic_rate"]) for line in logged()] == [(2, 0), (4, 1)]
     make_run(tmp_path, resume=True)
     assert [line["step"] for line in logged()] == [2]
+
+
+def test_the_first_loss_after_resume_is_the_mean_of_its_own_steps(tmp_path):
+    for epoch, loss in ((0, 1.0), (1, 3.0)):
+        run = make_run(tmp_path, **({"resume": True} if epoch else {}))
+        for _ in range(2):
+            run.printed = time.time() + 60  # no line before the end of an epoch
+            run.log(epoch, torch.tensor(loss), 0.1, torch.randn(4, 8))
+        run.saved = 0
+        run.save(epoch + 1)
+    assert [json.loads(line)["loss"] for line in (run.folder / "log.jsonl").read_text().splitlines()] == [1.0, 3.0]
 
 
 def test_a_run_that_goes_on_elsewhere_says_so(tmp_path, monkeypatch, capsys):

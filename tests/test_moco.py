@@ -84,6 +84,20 @@ def test_shuffling_separates_the_statistics_of_a_query_from_those_of_its_key():
     assert torch.allclose(model.keys(x), model.key_encoder(x), atol=1e-6)
 
 
+def test_training_takes_its_keys_in_shuffled_order(monkeypatch):
+    pool = pairs.ImageSet("t", torch.randint(0, 256, (8, 3, 8, 8), dtype=torch.uint8), torch.zeros(8, dtype=torch.long), ["a"])
+    model, asked, view = make(queue_size=8), [], pairs.Augmentation()
+    monkeypatch.setattr(model, "keys", lambda x, keys=model.keys: asked.append(x) or keys(x))
+
+    class Run:
+        epoch = step = 0
+        log = save = lambda self, *given: None
+
+    args = moco.parse_args(["--epochs", "1", "--batch-size", "4", "--device", "cpu"])
+    moco.train(model, torch.optim.SGD(model.backbone.parameters(), 0.1), pairs.make_pairs("augmented", pool, 0), view, view, Run(), args)
+    assert len(asked) == 2
+
+
 def test_keys_of_several_processes_are_shuffled_among_them(monkeypatch):
     """With one part in each process, as on the paper's 8 GPUs, shuffling within each would leak."""
     model, seen = make(splits=1), []

@@ -709,6 +709,33 @@ def noisy(folder, n=40, side=24):
     return sorted(folder.iterdir())
 
 
+def test_runs_that_build_one_cache_take_turns(tmp_path, monkeypatch):
+    pytest.importorskip("fcntl")
+    files, inside, most, in_parts = noisy(tmp_path / "d", 5), [], [], pairs.in_parts
+
+    def counted(*given):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.05)
+        yield from in_parts(*given)
+        inside.pop()
+
+    monkeypatch.setattr(pairs, "in_parts", counted)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: pairs.cached(files, 5, 16, "", cache=tmp_path / "c"), range(4)))
+    assert most == [1] * 4
+
+
+@pytest.mark.parametrize("rank, expected", [(0, ["block", "wait"]), (1, ["wait", "block"])])
+def test_the_first_process_goes_first(rank, expected, monkeypatch):
+    said = []
+    monkeypatch.setattr(pairs, "rank_and_world", lambda: (rank, 2))
+    monkeypatch.setattr(pairs.dist, "barrier", lambda: said.append("wait"))
+    with pairs.first_process_first():
+        said.append("block")
+    assert said == expected
+
+
 def test_labels_and_pairs_stay_with_their_images_when_some_are_left_out(tmp_path):
     for c, name in enumerate("ab"):
         (tmp_path / "d" / name).mkdir(parents=True)
@@ -1515,6 +1542,31 @@ def test_root_and_download_reach_torchvision(monkeypatch, tmp_path):
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", Fake)
     pairs.load_pairs(simclr.parse_args(["--data", "cifar10", "--root", "elsewhere", "--download", "--batch-size", "4"]))
     assert asked == [("elsewhere", False, True), ("elsewhere", True, True)]  # also what the run will be judged on, before the training
+
+
+def test_images_that_torchvision_holds_in_memory_keep_their_labels(monkeypatch):
+    targets = [2, 0, 0, 1, 2, 1, 0, 2]
+
+    class Fake:
+        classes = ["a", "b", "c"]
+
+        def __init__(self, root, train, download):
+            self.targets = targets
+
+        __getitem__ = lambda self, i: (Image.new("RGB", (8, 8), (i, 0, 0)), targets[i])
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", Fake)
+    for limit in (None, 4):
+        found = pairs.load_images("cifar10", limit=limit)
+        assert len(set(shown(found))) == len(found) == (limit or 8)
+        assert found.labels.tolist() == [targets[i] for i in shown(found)]
+
+
+@pytest.mark.parametrize("name, options", [("scenes", {}), ("scenes-held-out", {"held_out": True}), ("scenes-shifted", {"shifted": True})])
+def test_each_kind_of_scenes_is_loaded_by_its_name(name, options):
+    for split in ("train", "test"):
+        found = pairs.load_images(name, split, 8, seed=3)
+        assert found.name == name and torch.equal(found.images, pairs.scenes(split, 8, seed=3, **options).images)
 
 
 def test_a_test_split_that_is_missing_is_told_before_the_training(monkeypatch):

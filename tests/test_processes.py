@@ -67,6 +67,7 @@ def worker(rank, folder, methods):
         train(method, folder)
     z = torch.full((2, 3), float(rank))
     assert evaluate.gather(z).tolist() == [[0.0] * 3] * 2 + [[1.0] * 3] * 2
+    assert evaluate.same_on_all(torch.tensor([rank + 7])).item() == 7
     for call, message in ((lambda: None, None), (refuse, "no")):
         try:
             evaluate.on_first(call)

@@ -29,6 +29,9 @@ class Recorded:
         self.model, self.start, self.epoch, self.step, self.lines, self.saved = model, copy.deepcopy(model), 0, 0, [], []
         self.views = view1, view2
         assert backbone is model.backbone  # what backbone.pt holds, and evaluation judges
+        self.slow = set()  # in which precision the slow network computed
+        if slow := getattr(model, "target", getattr(model, "key_encoder", None)):
+            slow.register_forward_hook(lambda module, x, y: self.slow.add(y.dtype))
         Recorded.last = self
 
     def log(self, epoch, loss, lr, z):
@@ -173,6 +176,7 @@ def test_networks_compute_in_either_precision_and_losses_in_float32(method, loss
         monkeypatch.setattr(evaluate, "usual_precision", lambda device: usual)
         run = trained(method, monkeypatch, options)
         assert got == {torch.float32} and {z.dtype for *_, z in run.lines} == {kind}
+        assert run.slow == ({kind} if method in ("moco", "byol") else set())
         assert {p.dtype for p in run.model.parameters()} == {torch.float32}
 
 
