@@ -36,9 +36,11 @@ import shlex
 import shutil
 import signal
 import sys
+import tarfile
 import threading
 import time
 import warnings
+import zipfile
 import zlib
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -571,18 +573,24 @@ def load_pairs(args):
     if has_classes or of_files:  # so that a bad image stops the run now, and not after the training
         for split in ("test", "val") if source.rows is None else ("test", "val", "train"):
             load_images(args.data, split, source.pool.image_size, root=args.root, skip_bad=args.skip_bad, cache=args.cache)
+    if has_classes and not of_classes:
+        listed = {os.path.abspath(row[column]) for row in read_rows(args.pairs, args.data)[0] if row["keep"] for column in ("image_a", "image_b")}
+        if both := listed & set(map(os.path.abspath, list_folder(Path(args.data), "test")[0])):
+            print(f"note: {len(both):,} of the images that the run will be tested on are in the list: it will have seen them", flush=True)
     return replace(source, false_pairs=args.false_pairs, semantic_share=args.semantic_share, judged=of_classes or has_classes)
 
 
 def make_pairs(kind, pool, seed):
     """Pairs of kind "augmented" or "semantic" over a labelled pool.
 
-    Raises UserError for images of several classes and, if semantic, for a class with a single image.
+    Raises UserError for images of several classes and, if semantic, for a class with a single image and for one class only.
     """
     if pool.labels.ndim > 1:
         raise UserError(f"{pool.name} has images of several classes: make a pair list and name it with --pairs FILE.csv")
     if kind == "semantic" and (lonely := lonely_classes(pool.labels, pool.classes)):
         raise UserError(f"--pairs semantic: in {pool.name} {lonely}; add images, remove the class or raise --limit")
+    if kind == "semantic" and len(pool.labels.unique()) < 2:
+        raise UserError(f"--pairs semantic: {pool.name} has one class only, {pool.classes[pool.labels[0]]}; is --data the folder of the class folders?")
     return Pairs(pool, kind, seed)
 
 
@@ -908,6 +916,8 @@ def open_torchvision(data, split, root, download):
     arguments = splits[["train", "val", "test"].index(split)]
     if arguments is None:
         return None
+    root = os.path.expanduser(root)
+    download = download and cls != "StanfordCars"  # which torchvision cannot download, and then does not read either
     if download:
         Path(root).mkdir(parents=True, exist_ok=True)
     try:
@@ -916,8 +926,12 @@ def open_torchvision(data, split, root, download):
             found = getattr(torchvision.datasets, cls)(root, download=download, **arguments)
     except ModuleNotFoundError as error:
         raise UserError(f"to read {data}, torchvision needs a package that is not installed: pip install {error.name}") from None
+    except (EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise UserError(f"an archive of {data} in {root} is cut off or damaged ({error}); remove it, and what was unpacked, and get it again") from None
     except (RuntimeError, OSError, ValueError) as error:
-        advice = "the download failed; get it by hand" if download else "add --download"
+        if "scipy" in str(error).lower():
+            raise UserError(f"to read {data}, torchvision needs a package that is not installed: pip install scipy") from None
+        advice = "the download failed; get it by hand" if download else "get it by hand" if cls == "StanfordCars" else "add --download"
         raise UserError(f"{data} is not in {root}: {advice}, or --root DIR ({error})") from None
     files = next((getattr(found, name) for name in ("_image_files", "_images", "images", "_samples") if hasattr(found, name)), None)
     if cls == "Caltech101":
@@ -1349,7 +1363,8 @@ def load_boxes(data, seed=0, image_size=128):
     if lists("test"):
         train, test = read(lists("train") | lists("trainval")) + unlisted, read(lists("test"))
     elif lists("val") and lists("train"):
-        train, test = read(lists("train")) + unlisted, read(lists("val"))
+        neither = {f: file for f, file in lists("trainval").items() if f not in lists("train") | lists("val")}
+        train, test = read(lists("train") | neither) + unlisted, read(lists("val"))
     else:
         names = annotated(folders)
         train, test = [n for i, n in enumerate(names) if i % 5 != 4], names[4::5]
@@ -1536,9 +1551,11 @@ def first_process_first():
     rank, world = rank_and_world()
     if rank:
         dist.barrier()
-    yield
-    if world > 1 and not rank:
-        dist.barrier()
+    try:
+        yield
+    finally:  # after a mistake too, which the others then meet themselves
+        if world > 1 and not rank:
+            dist.barrier()
 
 
 class Progress:
@@ -1800,7 +1817,10 @@ def main():
 
         if not args.backbone_file:
             raise UserError("--by features needs --backbone-file FILE (and --backbone NAME)")
-        args.image_size = args.image_size or natural_size(list_folder(folder, "train", judged=False)[0] if labelled else find_images(folder))
+        paths = list_folder(folder, "train", judged=False)[0] if labelled else find_images(folder)
+        args.image_size = args.image_size or natural_size(paths)
+        if len(paths) < 2:
+            raise UserError(f"--data {folder}: neither class folders nor two images in it")
         backbone, _ = evaluate.build_backbone(args.backbone, args.image_size)
         evaluate.load_weights(backbone, args.backbone_file)
         backbone.to(evaluate.pick_device(args.device))

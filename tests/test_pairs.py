@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -734,6 +736,11 @@ def test_the_first_process_goes_first(rank, expected, monkeypatch):
     with pairs.first_process_first():
         said.append("block")
     assert said == expected
+    said.clear()
+    with pytest.raises(UserError), pairs.first_process_first():  # the others do not wait for ever, and meet the mistake themselves
+        said.append("block")
+        raise UserError("")
+    assert said == expected
 
 
 def test_labels_and_pairs_stay_with_their_images_when_some_are_left_out(tmp_path):
@@ -1126,6 +1133,28 @@ def test_a_list_is_judged_on_class_folders_where_there_are_some(tmp_path, capsys
     assert not pairs.can_judge(folder)  # one class
 
 
+def test_images_of_a_list_that_the_run_is_tested_on_are_counted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (two_colours(Path("colours")) / "train").rename("d")
+    Path("l.csv").write_text("image_a,image_b,keep\nred/03.png,red/04.png,1\nblue/04.png,blue/05.png,1\nred/01.png,red/09.png,0\n")
+    # every fifth image of a class is for testing: 04 and 09
+    pairs.load_pairs(simclr.parse_args(["--pairs", "l.csv", "--data", "d", "--batch-size", "2", "--device", "cpu"]))
+    assert "note: 2 of the images that the run will be tested on are in the list" in capsys.readouterr().out
+    Path("l.csv").write_text("image_a,image_b\nred/00.png,red/01.png\nblue/00.png,blue/01.png\n")
+    pairs.load_pairs(simclr.parse_args(["--pairs", "l.csv", "--data", "d", "--batch-size", "2", "--device", "cpu"]))
+    assert "tested on" not in capsys.readouterr().out
+
+
+def test_semantic_pairs_of_a_single_class_are_refused(tmp_path):
+    (two_colours(tmp_path / "colours") / "train").rename(tmp_path / "d")
+    (tmp_path / "above").mkdir()
+    (tmp_path / "d").rename(tmp_path / "above" / "d")  # --data is one folder too high
+    pool = pairs.load_images(str(tmp_path / "above"))
+    assert len(pairs.make_pairs("augmented", pool, 0)) == len(pool)
+    with pytest.raises(UserError, match="above has one class only, d; is --data the folder of the class folders"):
+        pairs.make_pairs("semantic", pool, 0)
+
+
 def test_a_class_that_the_test_split_lacks_is_trained_on_and_not_judged(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = two_colours(Path("d"))
@@ -1345,8 +1374,10 @@ def test_what_a_run_will_be_judged_on_is_read_before_it(tmp_path, monkeypatch):
     assert len(load("--pairs", "semantic", "--skip-bad")) == 24
     for i in range(12):
         (folder / "train" / "blue" / f"{i:02d}.png").write_bytes(b"")
-    with pytest.raises(UserError, match="d has no two categories to draw false partners from"):  # none of blue is left
-        load("--pairs", "semantic", "--skip-bad", "--false-pairs", "0.3")
+    with pytest.raises(UserError, match="d has one class only, red"):  # none of blue is left
+        load("--pairs", "semantic", "--skip-bad")
+    with pytest.raises(UserError, match="l has no two categories to draw false partners from"):
+        load("--pairs", "l.csv", "--skip-bad", "--false-pairs", "0.3")
     Image.new("RGB", (1, 1)).save(folder / "train" / "red" / "00.png")
     with pytest.raises(UserError, match="images of 1 px"):
         pairs.read_pair_list(tmp_path / "l.csv", folder)
@@ -1508,7 +1539,8 @@ def test_torchvision_takes_the_arguments_of_every_set(name, tmp_path):
     assert len(splits) == 3 and metric in ("top-1", "mean per class", "11-point mAP")
     for arguments in filter(None, splits):
         inspect.signature(getattr(torchvision.datasets, cls)).bind("root", download=False, **arguments)
-    with pytest.raises(UserError, match=f"{name} is not in .*: add --download|pip install"):
+    advice = "get it by hand" if name == "cars" else "add --download"
+    with pytest.raises(UserError, match=f"{name} is not in .*: {advice}|pip install scipy$"):
         pairs.load_images(name, "test", root=tmp_path)
 
 
@@ -1567,6 +1599,25 @@ def test_each_kind_of_scenes_is_loaded_by_its_name(name, options):
     for split in ("train", "test"):
         found = pairs.load_images(name, split, 8, seed=3)
         assert found.name == name and torch.equal(found.images, pairs.scenes(split, 8, seed=3, **options).images)
+
+
+def test_cars_are_read_though_they_cannot_be_downloaded_and_home_is_found(monkeypatch):
+    asked = []
+    monkeypatch.setenv("HOME", "/home/someone"), monkeypatch.setenv("USERPROFILE", "/home/someone")
+    monkeypatch.setattr(torchvision.datasets, "StanfordCars", lambda root, split, download: asked.append((root, download)) or (_ for _ in ()).throw(RuntimeError("no cars")))
+    with pytest.raises(UserError, match="cars is not in .*: get it by hand, or --root DIR"):
+        pairs.load_images("cars", root="~/data", download=True)
+    assert asked == [(os.path.expanduser("~/data"), False)] and asked[0][0].startswith("/home")
+
+
+@pytest.mark.parametrize("error", [EOFError("cut"), zlib.error("bad"), tarfile.ReadError("not a gzip file"), zipfile.BadZipFile("not a zip")])
+def test_a_damaged_archive_is_told(error, monkeypatch, tmp_path):
+    def broken(root, split, download):
+        raise error
+
+    monkeypatch.setattr(torchvision.datasets, "FGVCAircraft", broken)
+    with pytest.raises(UserError, match="an archive of aircraft in .* is cut off or damaged"):
+        pairs.load_images("aircraft", root=tmp_path, download=True)
 
 
 def test_a_test_split_that_is_missing_is_told_before_the_training(monkeypatch):
@@ -1721,6 +1772,9 @@ def test_voc_layout_is_read_wherever_it_lies(tmp_path):
     (voc / "ImageSets" / "Main" / "test.txt").write_text("000003\n", encoding="utf-8-sig")  # as some editors write it
     train, test = pairs.load_boxes([str(voc), str(voc_folder(tmp_path / "unlisted", {}))])  # all of what has no list trains
     assert (len(train), len(test)) == (3 + 10, 1)
+    (voc / "ImageSets" / "Main" / "test.txt").unlink()
+    train, test = pairs.load_boxes([str(voc), str(other)])  # train.txt and val.txt; of the other folder its trainval.txt
+    assert (len(train), len(test)) == (2 + 3, 1)
 
 
 def test_mistakes_in_a_voc_folder_are_named(tmp_path):
