@@ -675,7 +675,7 @@ def draw_detections(path, data, found, n=8, threshold=0.5):
     """Writes a picture of the first n images of a BoxSet: true boxes dashed, detections above the threshold solid."""
     import matplotlib.pyplot as plt
 
-    n = min(n, len(data))
+    n, shown = min(n, len(data)), set()  # the classes
     figure, axes = plt.subplots(math.ceil(n / 4), min(n, 4), figsize=(4 * min(n, 4), 3.4 * math.ceil(n / 4)), squeeze=False, layout="constrained")
     colors = plt.get_cmap("tab10" if len(data.classes) <= 10 else "tab20").colors
     for axis in axes.flat:
@@ -685,10 +685,10 @@ def draw_detections(path, data, found, n=8, threshold=0.5):
         sure = found[i]["scores"] >= threshold
         for boxes, labels, style in ((data.boxes[i].numpy(), data.labels[i].numpy(), {"ls": ":", "lw": 1.2, "ec": "white"}),
                                      (found[i]["boxes"][sure], found[i]["labels"][sure], {"ls": "-", "lw": 1.6})):
+            shown.update(labels.tolist())
             for (x1, y1, x2, y2), label in zip(boxes, labels):
                 axis.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, **{"ec": colors[label % len(colors)]} | style))
-    seen = {label for i in range(n) for label in (*data.labels[i].tolist(), *found[i]["labels"][found[i]["scores"] >= threshold].tolist())}
-    handles = [plt.Line2D([], [], color=colors[i % len(colors)], label=name) for i, name in enumerate(data.classes) if i in seen]
+    handles = [plt.Line2D([], [], color=colors[i % len(colors)], label=name) for i, name in enumerate(data.classes) if i in shown]
     handles += [plt.Line2D([], [], color="gray", ls=":", label="true box (white)")]
     figure.legend(handles=handles, loc="outside lower center", ncols=max(2, int(figure.get_figwidth() / 2.5)))
     figure.suptitle(f"{data.name}: detections with a score of at least {threshold}")

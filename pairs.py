@@ -551,9 +551,10 @@ def load_pairs(args):
     in_folder = args.data not in (None, *DATA_SETS) and Path(args.data).is_dir()
     of_classes, of_files = args.pairs in ARMS, False
     has_classes = in_folder and (bool(folders_in(args.data)) if of_classes else can_judge(args.data))
-    if has_classes:
+    if has_classes and of_classes:
         for split in ("test", "val"):  # what the run will be judged on: a mistake should show before the images are read
             list_folder(Path(args.data), split)
+    if has_classes:
         not_a_class(args.data, {"--cache": args.cache, "--out": args.out or "runs"})
     if of_classes:
         for split in ("test", "val") if args.data in TORCHVISION_SETS else ():  # the same, or download it now
@@ -1628,6 +1629,17 @@ def near_identical(a, b, tolerance=4.0):
     return (a - b).abs().amax(-1) <= tolerance
 
 
+def images_to_pair(folder):
+    """Files, labels (N,) and class names of what `propose` pairs: the train split of class folders, or images without classes.
+    Raises UserError where there are neither."""
+    if folders_in(folder):
+        return list_folder(folder, "train", judged=False)
+    paths = find_images(folder)
+    if len(paths) < 2:
+        raise UserError(f"--data {folder}: neither class folders nor two images in it")
+    return paths, torch.zeros(len(paths), dtype=torch.long), [""]  # all of one class
+
+
 def propose(folder, by="random", count=None, backbone=None, image_size=None, seed=0, ignore_labels=False, skip_bad=False, cache=None):
     """Proposes a partner for each image of a folder: rows {"image_a", "image_b", "category"} (paths in the folder).
 
@@ -1640,15 +1652,9 @@ def propose(folder, by="random", count=None, backbone=None, image_size=None, see
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"--data {folder}: no such folder")
-    if folders_in(folder):
-        paths, labels, classes = list_folder(folder, "train", judged=False)
-    else:
-        paths = find_images(folder)
-        labels, classes = torch.zeros(len(paths), dtype=torch.long), [""]  # all of one class
-        if len(paths) < 2:
-            raise UserError(f"--data {folder}: neither class folders nor two images in it")
-        if by == "random":
-            raise UserError(f"--data {folder} has no class folders: only --by features can propose partners there")
+    paths, labels, classes = images_to_pair(folder)
+    if by == "random" and classes == [""]:
+        raise UserError(f"--data {folder} has no class folders: only --by features can propose partners there")
     turns = by_turns(labels)
     paths, labels = [paths[i] for i in turns.tolist()], labels[turns]
     names = [path.relative_to(folder).as_posix() for path in paths]
@@ -1805,9 +1811,8 @@ def main():
     folder = Path(args.data)
     if not folder.is_dir():
         raise UserError(f"--data {folder}: no such folder")
-    labelled = folders_in(folder)
     not_a_class(args.data, {"--cache": args.cache})
-    if not (labelled and out.parent.resolve() == folder.resolve()):  # a list beside the classes is none of them
+    if not (folders_in(folder) and out.parent.resolve() == folder.resolve()):  # a list beside the classes is none of them
         not_a_class(args.data, {"--out": out.parent})
     out.parent.mkdir(parents=True, exist_ok=True)
     out.touch(), out.unlink()  # fail now if the folder cannot be written to
@@ -1817,10 +1822,7 @@ def main():
 
         if not args.backbone_file:
             raise UserError("--by features needs --backbone-file FILE (and --backbone NAME)")
-        paths = list_folder(folder, "train", judged=False)[0] if labelled else find_images(folder)
-        args.image_size = args.image_size or natural_size(paths)
-        if len(paths) < 2:
-            raise UserError(f"--data {folder}: neither class folders nor two images in it")
+        args.image_size = args.image_size or natural_size(images_to_pair(folder)[0])
         backbone, _ = evaluate.build_backbone(args.backbone, args.image_size)
         evaluate.load_weights(backbone, args.backbone_file)
         backbone.to(evaluate.pick_device(args.device))

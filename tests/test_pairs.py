@@ -1323,7 +1323,7 @@ def test_lists_as_people_type_them_are_read_or_told(tmp_path):
     assert [row["keep"] for row in listed("Image_A, image_b,KEEP", f"{red[0]},{red[1]},0", f"{red[0]},{red[2]},1")] == [False, True]
     spelled, = listed("image_a,image_b", f"{red[0]},train/../train/red/00.png")  # one image
     assert spelled["image_a"] == spelled["image_b"] and len(pairs.read_pair_list(file, folder).pool) == 1
-    for lines, said in ((("image_a,image_b,image_b", f"{red[0]},{red[1]},{red[2]}"), "must name the columns image_a,image_b"),
+    for lines, said in ((("image_a,image_b,image_b", f"{red[0]},{red[1]},{red[2]}"), "image_a,image_b, and may name category and keep, each once"),
                         (("image_a,image_b,note", f'{red[0]},{red[1]},"12 inch', f"{red[2]},{red[3]},"), "cannot be read as a CSV"),
                         (("Keep,image_a,image_b,keep", f"0,{red[0]},{red[1]},1"), "may name category and keep, each once")):
         with pytest.raises(UserError, match=said):
