@@ -569,6 +569,15 @@ def overlaps(a, b, crowd=False):
 COCO_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
 
+def of_class(truth, found, c):
+    """What each image has of class c: (scores (D,), falling; detected boxes (D, 4); true boxes (G, 4); which are difficult (G,))."""
+    for t, f in zip(truth, found, strict=True):
+        t_rows, f_rows = t["labels"] == c, np.flatnonzero(f["labels"] == c)
+        f_rows = f_rows[np.argsort(-f["scores"][f_rows], kind="stable")]
+        difficult = np.asarray(t["difficult"], bool)[t_rows]
+        yield f["scores"][f_rows], f["boxes"][f_rows].astype(float), t["boxes"][t_rows].astype(float), difficult
+
+
 def coco_match(iou, crowd):
     """COCO's greedy matching of one image and class: (hit, ignored), each bool (thresholds, D).
 
@@ -578,9 +587,9 @@ def coco_match(iou, crowd):
     hit, ignored = np.zeros((2, len(COCO_THRESHOLDS), len(iou)), bool)
     if not iou.shape[1]:
         return hit, ignored
-    free = np.ones((len(COCO_THRESHOLDS), iou.shape[1]), bool)
+    free = np.tile(~crowd, (len(COCO_THRESHOLDS), 1))
     for d, row in enumerate(iou):
-        possible = np.where(free & ~crowd, row, -1)
+        possible = np.where(free, row, -1)
         best = possible.shape[1] - 1 - possible[:, ::-1].argmax(1)  # the last of equals, as pycocotools
         hit[:, d] = possible.max(1) >= COCO_THRESHOLDS
         free[hit[:, d], best[hit[:, d]]] = False
@@ -599,12 +608,9 @@ def coco_average_precision(truth, found, classes, max_detections=100):
     result = np.full((classes, len(COCO_THRESHOLDS)), np.nan)
     for c in range(classes):
         matched, positives = [], 0  # of each image: (scores, hits, ignored)
-        for t, f in zip(truth, found, strict=True):
-            t_rows, f_rows = t["labels"] == c, np.flatnonzero(f["labels"] == c)
-            f_rows = f_rows[np.argsort(-f["scores"][f_rows], kind="stable")[:max_detections]]
-            crowd = np.asarray(t["difficult"], bool)[t_rows]
-            iou = overlaps(f["boxes"][f_rows].astype(float), t["boxes"][t_rows].astype(float), crowd)
-            matched.append((f["scores"][f_rows], *coco_match(iou, crowd)))
+        for scores, boxes, true_boxes, crowd in of_class(truth, found, c):
+            iou = overlaps(boxes[:max_detections], true_boxes, crowd)
+            matched.append((scores[:max_detections], *coco_match(iou, crowd)))
             positives += (~crowd).sum()
         if positives == 0:
             continue
@@ -640,17 +646,13 @@ def voc_detection_ap(truth, found, classes, threshold=0.5):
     result = []
     for c in range(classes):
         scored, positives = [], 0  # (score, right) of what counts
-        for t, f in zip(truth, found, strict=True):
-            t_rows, f_rows = t["labels"] == c, np.flatnonzero(f["labels"] == c)
-            f_rows = f_rows[np.argsort(-f["scores"][f_rows], kind="stable")]
-            difficult, iou = np.asarray(t["difficult"], bool)[t_rows], overlaps(f["boxes"][f_rows].astype(float), t["boxes"][t_rows].astype(float))
+        for scores, boxes, true_boxes, difficult in of_class(truth, found, c):
             positives += (~difficult).sum()
             taken = set()
-            for row, s in zip(iou, f["scores"][f_rows]):
-                best = row.argmax() if row.max(initial=0) >= threshold else None
-                if best is None:
+            for row, s in zip(overlaps(boxes, true_boxes), scores):
+                if row.max(initial=0) < threshold:
                     scored.append((s, False))
-                elif not difficult[best]:
+                elif not difficult[best := row.argmax()]:
                     scored.append((s, best not in taken))
                     taken.add(best)
         scored.sort(key=lambda pair: -pair[0])
