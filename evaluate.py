@@ -486,20 +486,20 @@ def build_detector(backbone, classes, kind="c4", size=(800,), rois=512, roi_size
     the shift by half a pixel, a batch padded to one size, objects marked difficult not trained on, and BatchNorm's running
     statistics not computed anew before testing. Raises UserError for backbones other than ResNets and, with c4, convnet.
     """
+    if not isinstance(backbone, (torchvision.models.ResNet, ConvNet) if kind == "c4" else torchvision.models.ResNet):
+        raise UserError(f"detection with {kind} takes torchvision's ResNets" + (" and convnet" if kind == "c4" else "; convnet has c4 only"))
     vision = torchvision.models.detection
     backbone.requires_grad_(True)
-    anchors = [a * size[-1] / 800 for a in (32, 64, 128, 256, 512)]
+    anchors = tuple(a * size[-1] / 800 for a in (32, 64, 128, 256, 512))
+    anchors = (anchors,) if kind == "c4" else tuple((a,) for a in anchors)  # all on one map, or a size on each
     options = {"min_size": tuple(size), "max_size": round(size[-1] * 5 / 3), "box_batch_size_per_image": rois,
-               "rpn_post_nms_top_n_train": max(2 * rois, 200), "rpn_post_nms_top_n_test": max(rois, 100)}
-    is_resnet = isinstance(backbone, torchvision.models.ResNet)
-    if not is_resnet and not (isinstance(backbone, ConvNet) and kind == "c4"):
-        raise UserError(f"detection with {kind} takes torchvision's ResNets" + (" and convnet" if kind == "c4" else "; convnet has c4 only"))
+               "rpn_post_nms_top_n_train": max(2 * rois, 200), "rpn_post_nms_top_n_test": max(rois, 100),
+               "rpn_anchor_generator": vision.anchor_utils.AnchorGenerator(anchors, ((0.5, 1.0, 2.0),) * len(anchors))}
     if kind == "fpn":
         stages = {f"layer{i}": str(i - 1) for i in (1, 2, 3, 4)}
         body = vision.backbone_utils.BackboneWithFPN(backbone, stages, [backbone.inplanes // k for k in (8, 4, 2, 1)], 256)
-        generator = vision.anchor_utils.AnchorGenerator(tuple((a,) for a in anchors), ((0.5, 1.0, 2.0),) * 5)
-        return vision.FasterRCNN(body, classes + 1, rpn_anchor_generator=generator, **options)
-    if is_resnet:
+        return vision.FasterRCNN(body, classes + 1, **options)
+    if isinstance(backbone, torchvision.models.ResNet):
         body = nn.Sequential(*[getattr(backbone, k) for k in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")])
         body.out_channels, width = backbone.inplanes // 2, backbone.inplanes  # of layer3 and of layer4
         head = nn.Sequential(backbone.layer4, nn.BatchNorm2d(width), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -507,10 +507,8 @@ def build_detector(backbone, classes, kind="c4", size=(800,), rois=512, roi_size
         layers, width = list(backbone), 256
         body, head = nn.Sequential(*layers[:9]), nn.Sequential(*layers[9:])
         body.out_channels = 128
-    return vision.FasterRCNN(
-        body, rpn_anchor_generator=vision.anchor_utils.AnchorGenerator((tuple(anchors),), ((0.5, 1.0, 2.0),)),
-        box_roi_pool=torchvision.ops.MultiScaleRoIAlign(["0"], roi_size, 2), box_head=head,
-        box_predictor=vision.faster_rcnn.FastRCNNPredictor(width, classes + 1), **options)
+    return vision.FasterRCNN(body, box_roi_pool=torchvision.ops.MultiScaleRoIAlign(["0"], roi_size, 2), box_head=head,
+                             box_predictor=vision.faster_rcnn.FastRCNNPredictor(width, classes + 1), **options)
 
 
 def train_detector(model, data, steps, batch_size, lr, seed):
