@@ -240,23 +240,21 @@ class Diverged(UserError):
 def features(backbone, images, batch_size=256, what="features"):
     """Features (N, d) float32 of uint8 images (N, 3, S, S), in eval mode, on the backbone's device.
 
-    Raises AssertionError when the pass changed the backbone (a head must not move what it judges), Diverged when features
-    are not finite.
+    Computed by a copy, so that the backbone keeps its modes. Raises AssertionError when the pass changed the copy (a head must
+    not move what it judges), Diverged when features are not finite.
     """
-    before, modes = copy.deepcopy(backbone.state_dict()), {module: module.training for module in backbone.modules()}
     device = next(backbone.parameters()).device
-    backbone.eval()  # running statistics of BatchNorm are used, and stay as they are
+    frozen = copy.deepcopy(backbone).eval()  # running statistics of BatchNorm are used, and stay as they are
     out, progress = [], pairs.Progress(what, len(images))
     for batch in images.split(batch_size):
         x = pairs.normalize(batch.to(device)).contiguous(memory_format=torch.channels_last)
-        out.append(backbone(x).float())
+        out.append(frozen(x).float())
         progress(len(batch))
-    for module, training in modes.items():
-        module.training = training
     h = torch.cat(out)
     if not h.isfinite().all():
         raise Diverged(f"{what}: not all are finite, so the network has diverged; train it with a lower --lr or a larger --batch-size")
-    assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items()), "the backbone moved"
+    given = backbone.state_dict()
+    assert all(torch.equal(v, given[k]) for k, v in frozen.state_dict().items()), "the backbone moved"
     return h
 
 
