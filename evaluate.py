@@ -1683,13 +1683,13 @@ def main():
         draw_invariance(results, picture)
         print(f"Share of a factor: its variance / (its variance + the category's). 0: ignored. Picture: {picture}")
     elif args.command == "detect":
-        small = args.data == ["scenes"]
-        size = args.size or ([128] if small else list(range(480, 801, 32)))
-        if min(size) < 32 or args.rois == 1:
+        usual = {"size": list(range(480, 801, 32)), "steps": 24000, "batch_size": 16, "rois": 512, "roi_size": 14}
+        if args.data == ["scenes"]:
+            usual = {"size": [128], "steps": 400, "batch_size": 8, "rois": 64, "roi_size": 7}
+        size, steps, batch_size, rois, roi_size = (getattr(args, name) or value for name, value in usual.items())
+        if min(size) < 32 or rois == 1:
             raise UserError("detect: --size takes 32 pixels or more, --rois 2 or more")
-        name, r = detect_run(args.run, args.data, device, args.init, args.detector, size, args.steps or (400 if small else 24000),
-                             args.batch_size or (8 if small else 16), args.lr, args.rois or (64 if small else 512),
-                             args.roi_size or (7 if small else 14), args.seed)
+        name, r = detect_run(args.run, args.data, device, args.init, args.detector, size, steps, batch_size, args.lr, rois, roi_size, args.seed)
         print(f"{args.run}: {name}: AP {r['ap']:.3f}  AP50 {r['ap50']:.3f}  AP75 {r['ap75']:.3f}  (COCO)  "
               f"AP {r['voc07_ap']:.3f}  AP50 {r['voc07_ap50']:.3f}  AP75 {r['voc07_ap75']:.3f}  (VOC2007, 11 points)")
     else:
