@@ -1169,13 +1169,13 @@ def default_data(config):
 
 def load_splits(config, data, root=None, download=False, skip_bad=False, cache=None, splits=("train", "test", "val")):
     """The ImageSets of the splits (None where there is no val) of `data` as the run of this config saw or would have seen them."""
-    alike = config["data"] and Path(data).name == Path(config["data"]).name and config["pairs"] in pairs.ARMS
-    alike = alike and (data in pairs.DATA_SETS) == (config["data"] in pairs.DATA_SETS)  # ./cifar10 is not cifar10
+    own = config["data"] if config["pairs"] in pairs.ARMS else None  # a list is of files that it names, and the limit is of its rows
+    alike = own and Path(data).name == Path(own).name and (data in pairs.DATA_SETS) == (own in pairs.DATA_SETS)  # ./cifar10 is not cifar10
     load = lambda split, limit: pairs.load_images(data, split, config["image_size"], limit, config["seed"], root or config["root"], download,
                                                   skip_bad or config.get("skip_bad", False), cache or config.get("cache", "cache"))
     found = [load(split, config["limit"] if alike else None) for split in splits]
     if alike and "train" in splits and found[0].files_crc32 != config.get("files_crc32", found[0].files_crc32):
-        if Path(data).resolve() == Path(config["data"]).resolve():
+        if Path(data).resolve() == Path(own).resolve():
             print(f"note: {data} holds other files than those that the run was trained on", flush=True)
         elif config["limit"]:  # another folder of the same name
             found[0] = load("train", None)
@@ -1239,13 +1239,11 @@ def invariance_run(run, device, data=None, root=None, download=False, skip_bad=F
     whether the run's augmentation has the factor, or imitates it (None: of weights from elsewhere this is not known). Image
     transformations are applied to test images of `data`, if None of the run's own (scenes-held-out, if that is scenes or nothing).
     """
-    config, *backbones = load_run(run)
-    size, views = config["image_size"], [pairs.Augmentation()]
-    if config["method"]:
-        views = pairs.make_views(argparse.Namespace(**config), size)
+    config, trained, untrained = load_run(run)
+    size, models = config["image_size"], {"share": trained.to(device), "untrained": untrained.to(device)}
+    views = pairs.make_views(argparse.Namespace(**config), size) if config["method"] else [pairs.Augmentation()]
     switches = {name for name in pairs.Augmentation.SWITCHES if any(view.without([name]) != view for view in views)}
     inside = lambda factor: pairs.FACTORS.get(factor, factor) in switches if config["method"] else None
-    models = dict(zip(("share", "untrained"), (b.to(device) for b in backbones)))
     results, data = {}, data or (default_data(config)[-1] if config["data"] else "scenes-held-out")
     found, = load_splits(config, data, root, download, skip_bad, cache, ["test"])
     if found.labels.ndim > 1:
@@ -1314,9 +1312,9 @@ ARM_COLORS = {"untrained": "0.6", "augmented": "tab:orange", "semantic": "tab:bl
 
 def arm_of(config):
     """"augmented" or "semantic" (a curated list counts as semantic, unless its matched baseline was asked for); "any" without pairs."""
-    if config["pairs"] in (*pairs.ARMS, None):
-        return config["pairs"] or "any"
-    return config["arm"]
+    if config["pairs"] is None:
+        return "any"
+    return config["pairs"] if config["pairs"] in pairs.ARMS else config["arm"]
 
 
 def control_of(config):
