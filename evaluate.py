@@ -1406,12 +1406,13 @@ def compare(runs, by=(), only=()):
                 raise UserError(f"--by {name}: leave it out, as runs that differ in it are told apart or paired without it")
             if name not in vars_of(config):
                 raise UserError(f"--by {name}: no option of {run}; its options are {', '.join(vars_of(config))}")
-        values = ("with all transforms" if name == "without" and not config[name] else f"{name} {shown(config[name])}" for name in by)
         try:
             found = measures(read_json(file))
         except UserError as error:
             raise UserError(f"{run}: {error}") from None
-        groups.setdefault((config["method"] or run.resolve().name, ", ".join(filter(None, [data_of(config), *values]))), []).append((run, config, found))
+        values = ["with all transforms" if name == "without" and not config[name] else f"{name} {shown(config[name])}" for name in by]
+        row = config["method"] or run.resolve().name, ", ".join(filter(None, [data_of(config), *values]))
+        groups.setdefault(row, []).append((run, config, found))
         known |= found
     for name in only:
         if name not in known:
