@@ -1551,34 +1551,33 @@ def draw_invariance(results, path):
     its runs have), a row for each factor, a point for each run, the mean larger; shaded is what the augmentation has, or imitates."""
     import matplotlib.pyplot as plt
 
-    by_method = {}
+    panels = {}  # {(title, ...): [(arm, {table: {"factors": ...}})]}, of runs that have the same tables and augmentation
     for run, shares in results.items():
         config = read_config(run)
         name = (config["method"] or Path(run).name) + (f" without {config['without']}" if config.get("without") else "")
         augmentation = tuple(v["inside"] for r in shares.values() for v in r["factors"].values())
         key = name, config["method"] or run, *shares, augmentation
-        by_method.setdefault(key, []).append((arm_of(config) + control_of(config), list(shares.items())))
+        panels.setdefault(key, []).append((arm_of(config) + control_of(config), shares))
     kinds = len(next(iter(results.values())))  # factors of scenes, transformations
-    figure, axes = plt.subplots(kinds, len(by_method), figsize=(1 + 2.7 * len(by_method), 3.2 * kinds), squeeze=False,
+    figure, axes = plt.subplots(kinds, len(panels), figsize=(1 + 2.7 * len(panels), 3.2 * kinds), squeeze=False,
                                 sharex=True, sharey="row", layout="constrained")
     for i, row in enumerate(axes):
-        tables = {method: [(arm, shares[i][1]["factors"]) for arm, shares in members] for method, members in by_method.items()}
-        inside = {method: {factor: v["inside"] for factor, v in found[0][1].items()} for method, found in tables.items()}
-        names = list(next(iter(inside.values())))
-        factors = sorted(names, key=lambda f: sum(bool(has[f]) for has in inside.values()))  # one order for all panels, the shaded above
-        for axis, (method, members) in zip(row, by_method.items()):
+        tables = [[(arm, list(shares.values())[i]["factors"]) for arm, shares in members] for members in panels.values()]
+        inside = [{factor: v["inside"] for factor, v in members[0][1].items()} for members in tables]
+        factors = sorted(inside[0], key=lambda f: sum(bool(has[f]) for has in inside))  # one order for all panels, the shaded above
+        for axis, (method, _, *names), members, has in zip(row, panels, tables, inside):
             for label in ("untrained", *dict.fromkeys(arm for arm, _ in members)):
                 key = "untrained" if label == "untrained" else "share"
-                values = np.array([[table[f][key] for f in factors] for arm, table in tables[method] if label in ("untrained", arm)])
+                values = np.array([[table[f][key] for f in factors] for arm, table in members if label in ("untrained", arm)])
                 color, places = ARM_COLORS.get(label, "black"), np.arange(len(factors)) + {"augmented": 0.12, "semantic": -0.12}.get(label, 0)
                 axis.plot(values.mean(0), places, "o", color=color, ms=7, label=label)
                 axis.plot(values.T, places, ".", color=color, alpha=0.4, ms=4)
             for place, factor in enumerate(factors):
-                if inside[method][factor]:
+                if has[factor]:
                     axis.axhspan(place - 0.5, place + 0.5, color="0.93", zorder=0, label="the augmentation has or imitates it")
             axis.set_yticks(range(len(factors)), factors, fontsize=8), axis.set_ylim(-0.5, len(factors) - 0.5)
             axis.set_xlim(-0.03, 1), axis.grid(alpha=0.3)
-            axis.set_title(f"{method[0]}: {members[0][1][i][0]}", fontsize=8)
+            axis.set_title(f"{method}: {names[i]}", fontsize=8)
     for axis in axes[-1]:
         axis.set_xlabel("share (0: ignored, 0.5: as the category)", fontsize=8)
     legend_below(figure)
