@@ -674,7 +674,8 @@ def draw_detections(path, data, found, n=8, threshold=0.5):
     import matplotlib.pyplot as plt
 
     n, shown = min(n, len(data)), set()  # the classes
-    figure, axes = plt.subplots(math.ceil(n / 4), min(n, 4), figsize=(4 * min(n, 4), 3.4 * math.ceil(n / 4)), squeeze=False, layout="constrained")
+    lines, columns = math.ceil(n / 4), min(n, 4)
+    figure, axes = plt.subplots(lines, columns, figsize=(4 * columns, 3.4 * lines), squeeze=False, layout="constrained")
     colors = plt.get_cmap("tab10" if len(data.classes) <= 10 else "tab20").colors
     for axis in axes.flat:
         axis.axis("off")
@@ -1521,15 +1522,14 @@ def draw_comparison(rows, path, panels=6):
     shown = dict(list(shown.items())[:panels])
     name = lambda row: row["data"].removeprefix("scenes, ").replace(", ", "\n").replace(",", ",\n") if several else row["method"]  # under the axis
     inches = max(0.9, 0.07 * max(len(line) for row in rows for line in name(row).splitlines()))  # that a name takes
-    columns = math.ceil(len(shown) / math.ceil(len(shown) / 3))
+    lines = math.ceil(len(shown) / 3)
+    columns = math.ceil(len(shown) / lines)
     width = max(3.8 if columns > 1 else 5, inches * max(map(len, shown.values())))
-    lines = math.ceil(len(shown) / columns)
     figure, axes = plt.subplots(lines, columns, figsize=(width * columns, 3.2 * lines), squeeze=False, sharey=True, layout="constrained")
     for axis, ((method, measure), here) in zip(axes.flat, shown.items()):
         for x, row in enumerate(here):
             for arm, offset in (("untrained", -0.25), ("any", 0), ("augmented", 0), ("semantic", 0.25)):
-                values = list(row[arm].values())
-                if values:
+                if values := list(row[arm].values()):
                     color = ARM_COLORS.get(arm, "black")
                     axis.plot([x + offset] * len(values), values, "o", ms=4, color=color, alpha=0.7, label=arm)
                     axis.hlines(np.mean(values), x + offset - 0.1, x + offset + 0.1, color=color)
@@ -1537,7 +1537,8 @@ def draw_comparison(rows, path, panels=6):
         if chance := max(row["chance"] or 0 for row in here):  # some results of earlier versions say 1 / classes
             axis.axhline(chance, color="0.6", ls=":", lw=1, label="chance")
         head, _, data = measure.partition(" ")
-        axis.set_title(f"{method}, " * several + f"{TITLES.get(head, head)}: {data}", fontsize=9), axis.set_ylim(0, 1.02), axis.set_xlim(-0.5, len(here) - 0.5), axis.grid(axis="y", alpha=0.3)
+        axis.set_title(f"{method}, " * several + f"{TITLES.get(head, head)}: {data}", fontsize=9)
+        axis.set_ylim(0, 1.02), axis.set_xlim(-0.5, len(here) - 0.5), axis.grid(axis="y", alpha=0.3)
     for axis in axes.flat[len(shown) :]:
         axis.axis("off")
     legend_below(figure)
