@@ -1609,15 +1609,15 @@ def parse_args(argv=None):
             sub.add_argument("--download", action="store_true", help="let torchvision download the data sets")
             sub.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read, and say which, instead of stopping [the run's]")
             sub.add_argument("--cache", help="folder for decoded image files, kept for later [the run's]")
+        if name in TITLES:  # the heads, see judge
+            usual = "" if name == "transfer" else " [the run's]"
+            sub.add_argument("--data", type=pairs.named, nargs="+", required=not usual, help=f"{sets}; or folders of class folders{usual}")
         return sub
 
-    for name, text in (("knn", "weighted kNN (k 200, temperature 0.1) on frozen features"),
-                       ("linear", "linear probe on frozen features, by L-BFGS, L2 strength chosen on validation images"),
-                       ("transfer", "linear probe on other data sets, each with its own metric")):
-        add = command(name, text).add_argument
-        add("--data", type=pairs.named, nargs="+", required=name == "transfer", help=f"{sets}; or folders of class folders" + ("" if name == "transfer" else " [the run's]"))
+    command("knn", "weighted kNN (k 200, temperature 0.1) on frozen features")
+    command("linear", "linear probe on frozen features, by L-BFGS, L2 strength chosen on validation images")
+    command("transfer", "linear probe on other data sets, each with its own metric")
     add = command("finetune", "fine-tuning of all layers, learning rate chosen on validation images").add_argument
-    add("--data", type=pairs.named, nargs="+", help=f"{sets}; or folders of class folders [the run's]")
     add("--fraction", type=pairs.number(float, lambda value: 0 < value <= 1, "above 0, and at most 1"), default=1.0, help="share of the labelled images to train on, e.g. 0.01, 0.1, 1 [1]")
     add("--steps", type=pairs.positive_int, default=1000, help="steps of each training, five a backbone (ssl-transfer: 5000) [1000]")
     add("--batch-size", type=pairs.positive_int, default=64, help="images in a step (ssl-transfer: 64) [64]")
