@@ -1394,8 +1394,12 @@ def compare(runs, by=(), only=()):
     when runs of one row differ in how they were trained or evaluated or have the same arm and seed, for a name that no option or
     measure has, and for `by` what has rows of its own anyway.
     """
+    def shown(value):
+        if value in ("", None):
+            return "nothing"
+        return " ".join(map(str, value)) if isinstance(value, list) else value
+
     groups, known, by = {}, {}, [name.replace("-", "_") for name in by]
-    shown = lambda value: " ".join(map(str, value)) if isinstance(value, list) else "nothing" if value in ("", None) else value
     for run in map(Path, runs):
         config, file = read_config(run), run / "result.json"
         if said := unfinished(config):
