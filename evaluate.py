@@ -748,26 +748,21 @@ def variance_of_category(h, labels):
     return (means.var(0) - within).sum().clamp(min=0).item()
 
 
-def variance_of_factor(h, changed):
-    """The variance of features that a factor accounts for, summed over features: half the mean |h - h'|^2 of rows
-    (N, d) that differ in that factor alone (Jansen 1999, Eq. 10: the total effect, interactions included)."""
-    return ((h - changed).square().sum(1).mean() / 2).item()
-
-
 def share_of_factor(h, changed, labels):
     """How much a factor moves features h (N, d), relative to the category. Between 0 and 1:
 
         share = V_factor / (V_factor + V_category)
 
     0: the features ignore the factor; 0.5: it moves them as much as the category does; 1: the category does
-    not move them. `changed` (N, d) are the features of the same images after a change of the factor alone, V as in
-    variance_of_factor and variance_of_category. Features are standardised first, so that none dominates; those that are
-    (nearly) constant in h are left out. nan if both V are 0; raises what variance_of_category raises.
+    not move them. `changed` (N, d) are the features of the same images after a change of the factor alone; V_factor is
+    half the mean |h - changed|^2 (Jansen 1999, Eq. 10: the total effect, interactions included), V_category that of
+    variance_of_category. Features are standardised first, so that none dominates; those that are (nearly) constant in h
+    are left out. nan if both V are 0; raises what variance_of_category raises.
     """
     std = h.std(0)
     varies = std > 1e-3 * std.max()
     h, changed = (v[:, varies] / std[varies] for v in (h, changed))
-    factor, category = variance_of_factor(h, changed), variance_of_category(h, labels)
+    factor, category = ((h - changed).square().sum(1).mean() / 2).item(), variance_of_category(h, labels)
     return factor / (factor + category) if factor + category > 0 else float("nan")
 
 
