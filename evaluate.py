@@ -1193,8 +1193,8 @@ def evaluate_run(run, heads, data_names, device, root=None, download=False, skip
         train, test, val = load_splits(config, data, root, download, skip_bad, cache)
         if "knn" in heads and train.labels.ndim > 1:
             raise UserError(f"knn: the images of {data} have several classes each; use transfer")
-        share = f", {options['fraction']:g} of the labels, seed {options['seed']}" if "fraction" in options else ""
-        found = {head: {train.name + share: r} for head, r in judge(heads, trained, untrained, train, test, val, **options).items()}
+        name = lambda r: train.name + (f", {r['fraction']:g} of the labels, seed {r['seed']}" if "fraction" in r else "")  # of fine-tuning
+        found = {head: {name(r): r} for head, r in judge(heads, trained, untrained, train, test, val, **options).items()}
         add_results(run, found, config)
         for head in heads:
             results[head] |= found[head]
