@@ -1749,7 +1749,9 @@ def check(file, folder=None):
             mistakes.append(f"line {seen[path][0]}: " + (f"{thumbnail}: cannot be read" if path.is_file() else f"{path} is missing"))
         else:
             small[path] = torch.from_numpy(thumbnail)
-    false, known, category = [], 0, categories_of(rows, folder)
+    category, false, known = categories_of(rows, folder), [], 0
+    if len(set(category.values()) - {""}) < 2 and not any(row["category"] for row in rows):
+        category = dict.fromkeys(category, "")  # one folder holds all: it may be the one above the classes
     for row in rows:
         a, b = row["image_a"], row["image_b"]
         both = a in small and b in small
@@ -1761,8 +1763,6 @@ def check(file, folder=None):
             known += 1
             if category[a] != category[b]:
                 false.append(f"line {row['line']}: {a} and {b} are of two categories")
-    if len(set(category.values()) - {""}) < 2 and not any(row["category"] for row in rows):
-        category, known = dict.fromkeys(category, ""), 0  # one folder holds all: it may be the one above the classes
     count = Counter(category[row["image_a"]] for row in rows)
     without = count.pop("", 0)
     if count:
