@@ -934,23 +934,25 @@ def open_torchvision(data, split, root, download):
             raise UserError(f"to read {data}, torchvision needs a package that is not installed: pip install scipy") from None
         advice = "the download failed; get it by hand" if download else "get it by hand" if cls == "StanfordCars" else "add --download"
         raise UserError(f"{data} is not in {root}: {advice}, or --root DIR ({error})") from None
-    files = next((getattr(found, name) for name in ("_image_files", "_images", "images", "_samples") if hasattr(found, name)), None)
-    if cls == "Caltech101":
+    first_of = lambda *names: next((getattr(found, name) for name in names if hasattr(found, name)), None)
+    files, labels = first_of("_image_files", "_images", "images"), first_of("targets", "labels", "_labels", "y")
+    classes = first_of("classes", "categories")
+    if cls == "StanfordCars":
+        files, labels = zip(*found._samples)
+    elif cls == "Caltech101":
         files = [Path(found.root, "101_ObjectCategories", found.categories[y], f"image_{i:04d}.jpg") for y, i in zip(found.y, found.index)]
-    items = found if files is None else [Path(file[0] if cls == "StanfordCars" else file) for file in files]
+    items = found if files is None else list(map(Path, files))
     if files is not None and (missing := next((file for file in items if not file.is_file()), None)):
         raise UserError(f"{data} in {root} is not whole: {missing} is missing; remove the set and get it again")
     if cls == "VOCDetection":
-        truth = [read_voc_annotation(Path(file)) for file in found.targets]
+        truth = [read_voc_annotation(Path(file)) for file in labels]  # "targets" are annotations there
         classes = sorted({name for t in truth for name in t["names"]})
         labels = torch.zeros(len(truth), len(classes), dtype=torch.long)
         for row, t in zip(labels, truth):  # -1 first, so that one object that is not difficult decides
             for difficult, name in sorted(zip(t["difficult"], t["names"]), reverse=True):
                 row[classes.index(name)] = -1 if difficult else 1
         return items, labels, classes
-    labels = next(getattr(found, name) for name in ("targets", "labels", "_labels", "y", "_samples") if hasattr(found, name))
-    labels = torch.as_tensor([label for _, label in labels] if cls == "StanfordCars" else labels).long()
-    classes = getattr(found, "classes", None) or getattr(found, "categories", None)
+    labels = torch.as_tensor(labels).long()
     if data in IMAGES_PER_CLASS:  # files in the order of their names, shuffled by a seed of its own: the same for all
         train, test = IMAGES_PER_CLASS[data]
         rows = sorted(range(len(items)), key=items.__getitem__)
