@@ -1014,15 +1014,16 @@ def list_folder(folder, split, judged=True):
         raise UserError(f"{folder} has train/ but neither test/ nor val/ beside it: the probe needs one")
     if split == "val" and len(others) < 2:
         return None
-    top = folder if not has_splits else folder / "train" if split == "train" else others[0 if split == "test" else -1]
-    classes = folders_in(folder / "train" if has_splits else folder)
+    train = folder / "train" if has_splits else folder
+    top = train if split == "train" or not has_splits else others[0 if split == "test" else -1]
+    classes = folders_in(train)
     if not has_splits:
         if splits := [name for name in classes if name.lower() in SPLIT_NAMES]:
             raise UserError(f"{folder} holds {', '.join(splits)}: splits must be named train/ and test/ (or val/), and no class like a split")
         if inside := [name for name in classes if (folder / name / "train").is_dir()]:
             raise UserError(f"{folder / inside[0]} holds train/ and so is no class; did you mean --data {folder / inside[0]}?")
     elif unknown := sorted(set(folders_in(top)) - set(classes)):
-        raise UserError(f"{top} has classes that {folder / 'train'} has not: {', '.join(unknown[:5])}; rename or remove them")
+        raise UserError(f"{top} has classes that {train} has not: {', '.join(unknown[:5])}; rename or remove them")
     paths, labels = [], []
     for label, name in enumerate(classes):
         files = find_images(top / name) if (top / name).is_dir() else []  # test/ and val/ may lack a class: it is not judged
