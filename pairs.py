@@ -549,17 +549,17 @@ def load_pairs(args):
     if args.data in SCENES[1:]:
         raise UserError(f"--data {args.data} is for evaluation, and is evaluated after a run on scenes; pretrain on --data scenes")
     in_folder = args.data not in (None, *DATA_SETS) and Path(args.data).is_dir()
-    of_classes, of_files = args.pairs in ARMS, False
-    has_classes = in_folder and (bool(folders_in(args.data)) if of_classes else can_judge(args.data))
-    if has_classes and of_classes:
-        for split in ("test", "val"):  # what the run will be judged on: a mistake should show before the images are read
-            list_folder(Path(args.data), split)
-    if has_classes:
+    of_classes = args.pairs in ARMS
+    if not of_classes:
+        judged_on_files = in_folder and can_judge(args.data)
+    elif args.data == "scenes":
+        judged_on_files = False
+    else:  # open what the run will be judged on: a mistake, or a download, should not have to wait for the training images
+        judged_on_files = isinstance(open_split(args.data, "test", args.root, args.download)[0], list)
+        open_split(args.data, "val", args.root, args.download)
+    if in_folder and judged_on_files:
         not_a_class(args.data, {"--cache": args.cache, "--out": args.out or "runs"})
     if of_classes:
-        for split in ("test", "val") if args.data in TORCHVISION_SETS else ():  # the same, or download it now
-            found = open_torchvision(args.data, split, args.root, args.download)
-            of_files = of_files or found is not None and isinstance(found[0], list)
         pool = load_images(args.data, "train", args.image_size, args.limit, args.seed, args.root, args.download, args.skip_bad, args.cache)
         source = make_pairs(args.pairs, pool, args.seed)
     elif args.data is not None and not in_folder:
@@ -571,14 +571,14 @@ def load_pairs(args):
         raise UserError(f"--false-pairs {args.false_pairs}: {source.pool.name} has no two categories to draw false partners from")
     if len(source) < args.batch_size:
         raise UserError(f"--batch-size {args.batch_size} is more than the {len(source)} pairs of an epoch; make it smaller")
-    if has_classes or of_files:  # so that a bad image stops the run now, and not after the training
-        for split in ("test", "val") if source.rows is None else ("test", "val", "train"):
+    if judged_on_files:  # so that a bad image stops the run now, and not after the training
+        for split in ("test", "val") if of_classes else ("test", "val", "train"):
             load_images(args.data, split, source.pool.image_size, root=args.root, skip_bad=args.skip_bad, cache=args.cache)
-    if has_classes and not of_classes:
+    if judged_on_files and not of_classes:
         listed = {os.path.abspath(row[column]) for row in read_rows(args.pairs, args.data)[0] if row["keep"] for column in ("image_a", "image_b")}
         if both := listed & set(map(os.path.abspath, list_folder(Path(args.data), "test")[0])):
             print(f"note: {len(both):,} of the images that the run will be tested on are in the list: it will have seen them", flush=True)
-    return replace(source, false_pairs=args.false_pairs, semantic_share=args.semantic_share, judged=of_classes or has_classes)
+    return replace(source, false_pairs=args.false_pairs, semantic_share=args.semantic_share, judged=of_classes or judged_on_files)
 
 
 def make_pairs(kind, pool, seed):
@@ -886,13 +886,9 @@ def load_images(data, split="train", image_size=None, limit=None, seed=0, root="
             return None
         found = scenes(split, large_enough(image_size or 32), seed, held_out=data == "scenes-held-out", shifted=data == "scenes-shifted")
         return replace(found, images=found.images[:limit], labels=found.labels[:limit])
-    if data in TORCHVISION_SETS:
-        found = open_torchvision(data, split, root, download)
-    elif Path(data).is_dir():
-        not_a_class(data, {"--cache": cache} if cache else {})
-        found = list_folder(Path(data), split)
-    else:
-        raise UserError(f"--data {data}: no such folder, and not one of {', '.join(DATA_SETS)}")
+    if cache and data not in TORCHVISION_SETS:
+        not_a_class(data, {"--cache": cache})
+    found = open_split(data, split, root, download)
     if found is None:
         return None
     items, labels, classes = found
@@ -908,6 +904,15 @@ def load_images(data, split="train", image_size=None, limit=None, seed=0, root="
     if data in TORCHVISION_SETS:
         return ImageSet(data, images, labels, classes, TORCHVISION_SETS[data][-1])
     return ImageSet(Path(data).name, images, labels, classes, files_crc32=crc32_of(data, paths[:n]))
+
+
+def open_split(data, split, root, download):
+    """What list_folder or open_torchvision finds: (items, labels, names of the classes), None if there is no such split."""
+    if data in TORCHVISION_SETS:
+        return open_torchvision(data, split, root, download)
+    if not Path(data).is_dir():
+        raise UserError(f"--data {data}: no such folder, and not one of {', '.join(DATA_SETS)}")
+    return list_folder(Path(data), split)
 
 
 def open_torchvision(data, split, root, download):
@@ -1035,7 +1040,7 @@ def list_folder(folder, split, judged=True):
         labels += [label] * len(files)
     if not paths:
         few = " (every fifth image of a class is for testing: give each five, or make train/ and test/)"
-        raise UserError(f"no images in class folders below {top}: expected {top}/<class>/<image>.jpg" + few * (split == "test" and not has_splits))
+        raise UserError(f"no images in class folders below {top}: expected {top}/<class>/<image>.jpg" + few * (split == "test" and not has_splits and bool(classes)))
     return paths, torch.tensor(labels), classes
 
 
