@@ -1356,7 +1356,8 @@ def load_boxes(data, seed=0, image_size=128):
         folders += found
     if len({f.resolve() for f in folders}) < len(folders):
         raise UserError(f"--data {' '.join(data)}: one folder is named twice, or lies in another; name each once")
-    lists = lambda name: {f: file for f in folders if (file := f / "ImageSets" / "Main" / f"{name}.txt").is_file()}
+    listed = lambda name: {f: file for f in folders if (file := f / "ImageSets" / "Main" / f"{name}.txt").is_file()}
+    lists = {name: listed(name) for name in ("train", "trainval", "val", "test")}
 
     def read(files):
         found = []
@@ -1368,12 +1369,12 @@ def load_boxes(data, seed=0, image_size=128):
         return found
 
     annotated = lambda folders: [(f, p.stem) for f in folders for p in sorted((f / "Annotations").glob("*.xml"))]
-    unlisted = annotated(f for f in folders if not any(f in lists(name) for name in ("train", "trainval", "val", "test")))
-    if lists("test"):
-        train, test = read(lists("train") | lists("trainval")) + unlisted, read(lists("test"))
-    elif lists("val") and lists("train"):
-        neither = {f: file for f, file in lists("trainval").items() if f not in lists("train") | lists("val")}
-        train, test = read(lists("train") | neither) + unlisted, read(lists("val"))
+    unlisted = annotated(f for f in folders if not any(f in files for files in lists.values()))
+    if lists["test"]:
+        train, test = read(lists["train"] | lists["trainval"]) + unlisted, read(lists["test"])
+    elif lists["val"] and lists["train"]:
+        neither = {f: file for f, file in lists["trainval"].items() if f not in lists["train"] | lists["val"]}
+        train, test = read(lists["train"] | neither) + unlisted, read(lists["val"])
     else:
         names = annotated(folders)
         train, test = [n for i, n in enumerate(names) if i % 5 != 4], names[4::5]
