@@ -219,10 +219,11 @@ def batches(source, epoch, batch_size, view1, view2, device, images=None):
     """
     images = to_device(source.pool.images, device) if images is None else images
     rank, world = rank_and_world()
-    generator = stream("augment", source.seed, epoch, *[rank] * (world > 1))  # each process draws its own numbers
+    generator = stream("augment", source.seed, epoch, *([rank] if world > 1 else []))  # each process draws its own numbers
     n, share = len(source) // batch_size, batch_size // world
-    mine = (index[: n * batch_size].view(n, world, share)[:, rank].to(images.device) for index in source.epoch(epoch))
-    index = list(zip(*mine))  # of each batch: anchors (share,) and partners (share,)
+    mine = lambda index: index[: n * batch_size].view(n, world, share)[:, rank].to(images.device)  # (n, share): of n batches
+    anchors, partners = map(mine, source.epoch(epoch))
+    index = list(zip(anchors, partners))
     on_device = images.device.type == torch.device(device).type
     taken = ((images[a], images[b]) for a, b in index) if on_device else streamed(images, index, device)
     for a, b in taken:
