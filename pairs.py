@@ -1040,8 +1040,9 @@ def list_folder(folder, split, judged=True):
         paths += files
         labels += [label] * len(files)
     if not paths:
-        few = " (every fifth image of a class is for testing: give each five, or make train/ and test/)"
-        raise UserError(f"no images in class folders below {top}: expected {top}/<class>/<image>.jpg" + few * (split == "test" and not has_splits and bool(classes)))
+        few = split == "test" and classes and not has_splits
+        advice = " (every fifth image of a class is for testing: give each five, or make train/ and test/)" if few else ""
+        raise UserError(f"no images in class folders below {top}: expected {top}/<class>/<image>.jpg{advice}")
     return paths, torch.tensor(labels), classes
 
 
