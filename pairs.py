@@ -1673,17 +1673,17 @@ def propose(folder, by="random", count=None, backbone=None, image_size=None, see
         if name != name.encode(errors="replace").decode() or "\r" in name:
             raise UserError(f"{folder}: the file name {name!r} is not UTF-8, as a list must be, or breaks its lines; rename it")
 
-    def refuse_lonely_classes():
+    def refuse_lonely_classes(labels):
         if not ignore_labels and (lonely := lonely_classes(labels, classes)):
             raise UserError(f"--data {folder}: {lonely}; add images or remove the class")
 
-    refuse_lonely_classes()
+    refuse_lonely_classes(labels)
     image_size = 8 if by == "random" else image_size  # random: read to find the bad ones
     images, kept = cached(paths, len(paths), image_size, f"reading {folder.name}", skip_bad, cache)
     names, labels = [names[i] for i in kept.tolist()], labels[kept]
     if len(names) < 2:
         raise UserError(f"--data {folder}: only one of its images can be read")
-    refuse_lonely_classes()
+    refuse_lonely_classes(labels)
     if by == "random":
         partner = semantic_partners(labels, stream("propose", seed))
     else:
