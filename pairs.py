@@ -779,8 +779,8 @@ def redraw(factors, name, generator):
         second = (first + uniform(-0.15, 0.15, (n, 3), generator)).clamp(0, 1)
         look = ("background", "angle", "frequency", "phase", "texture")
         return factors | {key: new[key] for key in look} | {"background_color": torch.stack([first, second], 1)}
-    keys = {"rotation": ["rotation"], "noise": ["noise"], "illumination": ["light_angle", "light_strength", "exposure"]}
-    return factors | {key: new[key] for key in keys[name]}
+    keys = ("light_angle", "light_strength", "exposure") if name == "illumination" else (name,)
+    return factors | {key: new[key] for key in keys}
 
 
 def render_scenes(factors, shapes, size, generator):
@@ -1411,7 +1411,7 @@ def detection_scenes(split, n, image_size=128, seed=0, categories=5):
     shapes = sample_shapes(categories, stream("shapes", "detection", seed))
     category = lambda: torch.randint(categories, (n,), generator=generator)
     context, noise = sample_factors(category(), generator), generator.get_state()
-    images, boxes, labels = None, [[] for _ in range(n)], [[] for _ in range(n)]
+    boxes, labels = [[] for _ in range(n)], [[] for _ in range(n)]
     for place in range(4):
         new = sample_factors(category(), generator)
         scale = uniform(0.1, 0.18, n, generator)
@@ -1420,7 +1420,8 @@ def detection_scenes(split, n, image_size=128, seed=0, categories=5):
                            "object_color": context["background_color"][:, 0] + new["object_color"] - new["background_color"][:, 0]}
         rendered, masks, found = render_scenes(drawn, shapes, image_size, torch.Generator().set_state(noise))
         wanted = torch.rand(n, generator=generator) < (0.6 if place else 1)
-        images = rendered if images is None else images
+        if place == 0:
+            images = rendered
         for i in wanted.nonzero()[:, 0].tolist():
             if not boxes[i] or torchvision.ops.box_iou(found[i : i + 1], torch.stack(boxes[i])).sum() == 0:
                 images[i] = torch.where(masks[i], rendered[i], images[i])
