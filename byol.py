@@ -88,13 +88,13 @@ def parse_args(argv=None):
     add("--jitter", type=pairs.nonnegative_float, nargs=4, help=f"brightness, contrast, saturation, hue (App. B: 0.4 0.4 0.2 0.1) {default('jitter')}")
     add("--gray", type=pairs.fraction, default=0.2, help="probability of grayscale (App. B) [0.2]")
     add("--blur", type=pairs.fraction, nargs=2, help="probability of blur in view 1 and view 2 (App. B) [1 0.1; 0 0 below 64 px]")
-    parser.set_defaults(usual_blur=[1.0, 0.1])  # what pairs.make_views takes without --blur, from 64 px
     add("--solarize", type=pairs.fraction, nargs=2, help=f"probability of solarisation in view 1 and view 2 (App. B: 0 0.2) {default('solarize')}")
     add("--hidden-dim", type=pairs.positive_int, help=f"hidden width of projector and predictor (Sec. 3.3: 4096) {default('hidden_dim')}")
     add("--projection-dim", type=pairs.positive_int, help=f"width d of projections and predictions (Sec. 3.3: 256) {default('projection_dim')}")
     add("--ema-decay", type=pairs.fraction, help=f"the target's decay at step 0; from there it rises along a cosine to 1 (Sec. 3.3: 0.996 for 1000 epochs) {default('ema_decay')}")
     add("--warmup-epochs", type=pairs.nonnegative_float, help=f"epochs of linear warm-up (Sec. 3.3: 10); by default at most a tenth of all {default('warmup_epochs')}")
     add("--optimizer", default="sgd", choices=["sgd", "lars"], help="sgd with momentum; lars for batches of thousands (the paper's), with --lr and --weight-decay of its own [sgd]")
+    parser.set_defaults(usual_blur=[1.0, 0.1])  # what pairs.make_views takes without --blur, from 64 px
     return pairs.parse(parser, argv, RECIPES)
 
 
@@ -126,7 +126,7 @@ class BYOL(nn.Module):
 
     @torch.no_grad()
     def update_target(self, decay):
-        """target <- decay target + (1 - decay) online, for parameters; BatchNorm's statistics are its own."""
+        """target <- decay target + (1 - decay) online, for parameters; BatchNorm's statistics are its own (BYOL, Eq. 1; decay is its tau)."""
         online = [*self.backbone.parameters(), *self.projector.parameters()]
         for slow, fast in zip(self.target.parameters(), online, strict=True):
             slow.lerp_(fast, 1 - decay)
@@ -148,7 +148,7 @@ def regression_loss(p, z):
 
 
 def learning_rate(step, total, peak, warmup):
-    """Linear warm-up from peak / warmup over `warmup` steps, then half a cosine to 0 at step = total."""
+    """Linear warm-up from peak / warmup (official: from 0) over `warmup` steps, then half a cosine to 0 at step = total."""
     if step < warmup:
         return peak * min(1, (step + 1) / warmup)
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
@@ -190,7 +190,7 @@ def train(model, optimizer, source, view1, view2, run, args):
     total, peak = args.epochs * steps_per_epoch, args.lr * args.batch_size / 256
     warmup = args.warmup_epochs * steps_per_epoch
     images = pairs.to_device(source.pool.images, device)
-    network = evaluate.parallel(model, args.compile)  # under torchrun: the gradients' mean over all processes
+    network = evaluate.parallel(model, args.compile)  # the model itself; under torchrun a wrapper that averages the gradients
     for epoch in range(run.epoch, args.epochs):  # run.epoch, run.step: 0, or where --resume goes on
         for x1, x2 in pairs.batches(source, epoch, args.batch_size, view1, view2, device, images):
             lr = learning_rate(run.step, total, peak, warmup)

@@ -467,7 +467,8 @@ def fine_tune(backbone, train, test, split=None, fraction=1.0, steps=1000, batch
             curve[lr] = 0.0
     lr = max(curve, key=curve.get)
     return {"accuracy": judged(fit(of_all, lr), test.images, test.labels), "metric": train.metric, "lr": lr, "validation": curve,
-            "fraction": fraction, "n_fitted": len(of_all), "steps": steps, "batch_size": batch_size, "seed": seed}
+            "fraction": fraction, "n_fitted": len(of_all), "steps": steps, "batch_size": batch_size, "seed": seed,
+            "precision": usual_precision(next(backbone.parameters()).device)}
 
 
 # ---------------------------------------------------------------------------------------- detection
@@ -852,6 +853,7 @@ def parallel(model, compile=False, sync_batchnorm=True):
         return model
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of the argument's newer name, which older torch does not know
+        # buffers stay each process's own: sent before every forward, they would change between a step's two, and under autograd
         return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
 
 
@@ -867,7 +869,7 @@ def gather(z):
     rows = [torch.empty_like(z) for _ in range(world)]
     dist.all_gather(rows, z.detach().contiguous())
     if z.requires_grad:
-        rows[rank] = z * world - z.detach() * (world - 1)  # the value of z, world times its gradient
+        rows[rank] = z.detach() + world * (z - z.detach())  # the value of z, world times its gradient
     return torch.cat(rows)
 
 
@@ -1325,7 +1327,7 @@ def data_of(config):
     return " ".join(Path(name).name for name in (config["data"], pair_list) if name)
 
 
-PROTOCOL = ("metric", "k", "classes", "n", "n_train", "n_test", "files_crc32", "n_fitted", "steps", "batch_size", "kind", "size", "rois", "roi_size")
+PROTOCOL = ("metric", "k", "classes", "n", "n_train", "n_test", "files_crc32", "n_fitted", "precision", "steps", "batch_size", "kind", "size", "rois", "roi_size")
 
 
 def measures(results):
@@ -1344,8 +1346,8 @@ def measures(results):
         keys = (*PROTOCOL, "lr") if head == "detect" else PROTOCOL  # fine-tuning chooses its own lr
         for other in others:
             for key in keys:
-                if other.get(key) != first.get(key):
-                    raise UserError(f"{head} {name}: not all were trained alike: {key} is {first.get(key)} and {other.get(key)}")
+                if key in first and key in other and other[key] != first[key]:  # results of older code may lack one
+                    raise UserError(f"{head} {name}: not all were trained alike: {key} is {first[key]} and {other[key]}")
         protocol = {key: first[key] for key in keys if key in first}
         if "value" in there:
             protocol["its seeds"] = sorted(r["seed"] for r in there["value"] if "seed" in r)

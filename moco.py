@@ -24,8 +24,8 @@ Deviations from the papers and facebookresearch/moco
   1. The learning rate falls along a cosine by step, not by epoch. Crops are taken from a centre square of
      --image-size (paper: from the whole picture).
   2. On photographs: batch 512, weight decay 5e-4, queue 4096, EMA decay 0.99, temperature 0.1, crops of at least
-     0.08 of the area, no blur, as in the authors' CIFAR-10 demo, whose head, unlike this one, is a single layer,
-     and whose input is normalised with CIFAR's mean and standard deviation.
+     0.08 of the area, no blur below 64 px, as in the authors' CIFAR-10 demo, whose head, unlike this one, is a single
+     layer, and whose input is normalised with CIFAR's mean and standard deviation.
   3. On scenes: a small convnet, a queue of 1024, a quarter of the images; EMA decay 0.99; small batches (more steps
      in a few minutes), 2 parts of 32 for BatchNorm (paper: 8 of 32), lr 0.06 (v2: 0.03), crops of at least half the
      area, colour jitter of half strength, no blur. With the jitter of byol.py augmented pairs come close to semantic
@@ -99,7 +99,7 @@ def parse_args(argv=None):
     add("--projection-dim", type=pairs.positive_int, default=128, help="width d of queries and keys (v1, Sec. 3.3) [128]")
     add("--queue-size", type=pairs.positive_int, help=f"negatives K, a multiple of the batch (v1, Sec. 4.1: 65536) {default('queue_size')}")
     add("--ema-decay", type=pairs.fraction, default=0.99, help="of the key encoder, per step (v1, Sec. 3.2: 0.999; CIFAR-10 demo: 0.99) [0.99]")
-    add("--bn-splits", type=pairs.positive_int, help=f"parts of the batch (of several GPUs: of each one's share) with BatchNorm statistics of their own (paper: 8 GPUs, 1 part each) {default('bn_splits')}")
+    add("--bn-splits", type=pairs.positive_int, help=f"parts of the batch (of several GPUs: of each one's share) with BatchNorm statistics of their own (paper: 8 GPUs, 1 part each; a single part leaks which key is whose) {default('bn_splits')}")
     return pairs.parse(parser, argv, RECIPES)
 
 
@@ -162,7 +162,7 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def update_key_encoder(self, decay):
-        """key <- decay key + (1 - decay) query, for parameters; BatchNorm's statistics are its own (MoCo, Eq. 2)."""
+        """key <- decay key + (1 - decay) query, for parameters; BatchNorm's statistics are its own (MoCo, Eq. 2; decay is its m)."""
         query = [*self.backbone.parameters(), *self.projector.parameters()]
         for slow, fast in zip(self.key_encoder.parameters(), query, strict=True):
             slow.lerp_(fast, 1 - decay)
@@ -207,7 +207,7 @@ def train(model, optimizer, source, view1, view2, run, args):
     steps_per_epoch = len(source) // args.batch_size
     total, peak = args.epochs * steps_per_epoch, args.lr * args.batch_size / 256
     images = pairs.to_device(source.pool.images, device)
-    network = evaluate.parallel(model, args.compile, sync_batchnorm=False)  # under torchrun: the gradients' mean over all processes
+    network = evaluate.parallel(model, args.compile, sync_batchnorm=False)  # the model itself; under torchrun a wrapper that averages the gradients
     for epoch in range(run.epoch, args.epochs):  # run.epoch, run.step: 0, or where --resume goes on
         for x1, x2 in pairs.batches(source, epoch, args.batch_size, view1, view2, device, images):
             lr = learning_rate(run.step, total, peak)

@@ -549,6 +549,8 @@ def load_pairs(args):
     images are files, those that the run will be judged on are read as well. Raises UserError."""
     if args.data in SCENES[1:]:
         raise UserError(f"--data {args.data} is for evaluation, and is evaluated after a run on scenes; pretrain on --data scenes")
+    if args.pairs not in ARMS and not Path(args.pairs).is_file():
+        raise UserError(f"--pairs {args.pairs}: neither {' nor '.join(ARMS)}, and no such file of a pair list")
     in_folder = args.data not in (None, *DATA_SETS) and Path(args.data).is_dir()
     of_classes = args.pairs in ARMS
     if not of_classes:
@@ -576,7 +578,9 @@ def load_pairs(args):
         for split in ("test", "val") if of_classes else ("test", "val", "train"):
             load_images(args.data, split, source.pool.image_size, root=args.root, skip_bad=args.skip_bad, cache=args.cache)
     if judged_on_files and not of_classes:
-        listed = {os.path.abspath(row[column]) for row in read_rows(args.pairs, args.data)[0] if row["keep"] for column in ("image_a", "image_b")}
+        rows = [row for row in read_rows(args.pairs, args.data)[0] if row["keep"]][: args.limit]
+        columns = ("image_a",) if args.arm == "augmented" else ("image_a", "image_b")
+        listed = {os.path.abspath(row[column]) for row in rows for column in columns}
         if both := listed & set(map(os.path.abspath, list_folder(Path(args.data), "test")[0])):
             print(f"note: {len(both):,} of the images that the run will be tested on are in the list: it will have seen them", flush=True)
     return replace(source, false_pairs=args.false_pairs, semantic_share=args.semantic_share, judged=of_classes or judged_on_files)
@@ -1049,7 +1053,7 @@ def list_folder(folder, split, judged=True):
 def can_judge(folder):
     """Whether a run on a list of pairs can be judged on the folder of its images: class folders, two or more, with a test split.
 
-    A list needs only the paths, so other folders are no mistake there; a note says what is missing.
+    A list needs only the paths, so other folders are no mistake there; a note says what is wrong with class folders.
     """
     folder = Path(folder)
     if not folders_in(folder):
@@ -1343,8 +1347,8 @@ def load_boxes(data, seed=0, image_size=128):
 
     Each folder is VOC2007 or any other with Annotations/, JPEGImages/ and ImageSets/Main/, or one that holds such
     folders at most two levels down. Training uses trainval.txt, testing test.txt; a folder without test.txt serves for
-    training only, all of it if it has no list. If no folder has one: train.txt and val.txt; without any list every fifth
-    image is for testing. Raises UserError for missing or unreadable files and for a folder that is there twice.
+    training only, all of it if it has no list. If no folder has one: train.txt and val.txt; without those every fifth of all
+    images is for testing. Raises UserError for missing or unreadable files and for a folder that is there twice.
     """
     if data == ["scenes"]:
         return tuple(detection_scenes(split, n, image_size, seed) for split, n in (("train", 400), ("test", 200)))

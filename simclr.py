@@ -19,7 +19,8 @@ Deviations from the paper and google-research/simclr
      the two views, which is twice that.
   3. Inputs are normalised with ImageNet's mean and standard deviation (official: [0, 1]), so that one input
      convention serves all methods and torchvision's weights. Crops are bilinear (official: bicubic), taken from a
-     centre square of --image-size (paper: from the whole picture).
+     centre square of --image-size (paper: from the whole picture). Colour jitter is torchvision's, as in the paper's PyTorch
+     listing (App. A; official code: contrast is of each channel, saturation HSV's).
   4. The two views go through the network one after the other, so BatchNorm sees N images at a time.
   5. BatchNorm in the projector as in the official code (the paper's Sec. 2.1 names none); the last has a bias (official: a
      scale only).
@@ -127,15 +128,15 @@ def nt_xent(z1, z2, temperature):
     z = F.normalize(torch.cat([z1, z2]), dim=1)  # (2N, d)
     similarity = z @ z.T / temperature  # (2N, 2N)
     similarity.fill_diagonal_(float("-inf"))  # an embedding is no candidate for itself
-    positive = torch.arange(2 * n, device=z.device).roll(n)  # i <-> i + N
-    return F.cross_entropy(similarity, positive)
+    partner = torch.arange(2 * n, device=z.device).roll(n)  # i <-> i + N
+    return F.cross_entropy(similarity, partner)
 
 
 # ---------------------------------------------------------------------------------------- SCHEDULES
 
 
 def learning_rate(step, total, peak, warmup):
-    """Linear warm-up from peak / warmup over `warmup` steps, then half a cosine to 0 at step = total."""
+    """Linear warm-up from peak / warmup (official: from 0) over `warmup` steps, then half a cosine to 0 at step = total."""
     if step < warmup:
         return peak * min(1, (step + 1) / warmup)
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
@@ -172,7 +173,7 @@ def train(model, optimizer, source, view1, view2, run, args):
     total, peak = args.epochs * steps_per_epoch, args.lr * args.batch_size / 256
     warmup = args.warmup_epochs * steps_per_epoch
     images = pairs.to_device(source.pool.images, device)
-    network = evaluate.parallel(model, args.compile)  # under torchrun: the gradients' mean over all processes
+    network = evaluate.parallel(model, args.compile)  # the model itself; under torchrun a wrapper that averages the gradients
     for epoch in range(run.epoch, args.epochs):  # run.epoch, run.step: 0, or where --resume goes on
         for x1, x2 in pairs.batches(source, epoch, args.batch_size, view1, view2, device, images):
             lr = learning_rate(run.step, total, peak, warmup)

@@ -19,7 +19,7 @@ Deviations from the paper and facebookresearch/simsiam
   1. The learning rate falls along a cosine by step, not by epoch (the predictor's stays constant, as with its
      --fix-pred-lr). Crops are taken from a centre square of --image-size (paper: from the whole picture).
   2. The projector has two layers (the paper's App. D, for CIFAR-10); --projector-layers 3 is the paper's
-     for ImageNet.
+     for ImageNet. Its hidden layers are as wide as z, as in the paper (official: as the backbone's features).
   3. On photographs 200 epochs (App. D: 800).
   4. On scenes: a small convnet, a narrower projector, small batches (more steps in a few minutes), lr 0.4, crops
      of at least 0.8 of the area, no blur; colour jitter weak in brightness and contrast, strong in saturation
@@ -147,7 +147,7 @@ def train(model, optimizer, source, view1, view2, run, args):
     steps_per_epoch = len(source) // args.batch_size
     total, peak = args.epochs * steps_per_epoch, args.lr * args.batch_size / 256
     images = pairs.to_device(source.pool.images, device)
-    network = evaluate.parallel(model, args.compile)  # under torchrun: the gradients' mean over all processes
+    network = evaluate.parallel(model, args.compile)  # the model itself; under torchrun a wrapper that averages the gradients
     for epoch in range(run.epoch, args.epochs):  # run.epoch, run.step: 0, or where --resume goes on
         for x1, x2 in pairs.batches(source, epoch, args.batch_size, view1, view2, device, images):
             lr = learning_rate(run.step, total, peak)

@@ -42,6 +42,8 @@ def test_target_follows_by_hand_and_gets_no_gradient():
         model.update_target(0.8)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(slow, model.target.parameters()))
 
+    assert all(p.is_leaf for p in model.target.parameters())  # else each update would lengthen a graph that nobody frees
+
     x1, x2 = torch.randn(2, 8, 3, 2, 2)
     byol.regression_loss(model(x1)[1], model.target(x2)).backward()
     assert all(p.grad is None for p in model.target.parameters())

@@ -202,6 +202,8 @@ def test_fine_tuning_counts_by_the_mean_of_its_seeds_and_other_files_are_refused
     assert "detect AP v" in {row["measure"] for row in evaluate.compare(runs)}
     with pytest.raises(UserError, match="finetune held: not all were trained alike: steps is 100 and 1000"):
         evaluate.measures({"finetune": {f"held, seed {seed}": {"accuracy": 0.5, "untrained": 0.1, "chance": 0.1, "steps": 100 * 10**seed} for seed in (0, 1)}})
+    older = {"accuracy": 0.5, "untrained": 0.1, "chance": 0.1}  # without the precision
+    assert evaluate.measures({"finetune": {"held, seed 0": older, "held, seed 1": older | {"precision": "float32"}}})
     evaluate.add_results(runs[1], {"finetune": {"held, 0.1 of the labels, seed 0": {"accuracy": 0.5, "untrained": 0.1, "chance": 0.1, "files_crc32": 8}}})
     with pytest.raises(UserError, match="files_crc32 is 7 in .* and 8 in "):
         evaluate.compare(runs)
@@ -220,7 +222,7 @@ def test_backbones_from_elsewhere_stand_in_rows_of_their_own(make, monkeypatch):
     assert row["method"] == runs[0].name and row["data"].startswith("backbone ")
 
 
-@pytest.mark.parametrize("key", "metric k classes n n_train n_test files_crc32 n_fitted steps batch_size kind size rois roi_size".split())
+@pytest.mark.parametrize("key", "metric k classes n n_train n_test files_crc32 n_fitted precision steps batch_size kind size rois roi_size".split())
 def test_results_obtained_in_another_way_are_refused(make, key):
     runs = [make("augmented", 0, 0.5), make("semantic", 0, 0.6)]
     for run, value in zip(runs, (1, 2)):

@@ -919,6 +919,19 @@ def test_results_before_a_mistake_are_kept(tmp_path, monkeypatch):
     assert "colours" in evaluate.read_json(tmp_path / "result.json")["knn"]
 
 
+def test_a_fine_tuning_asked_for_by_a_script_is_named_as_the_command_line_names_it(tmp_path, monkeypatch):
+    evaluate.write_json(tmp_path / "config.json", {"seed": 0, "data": None})
+    monkeypatch.setattr(evaluate, "load_backbone", lambda run: (mean_color(), mean_color()))
+    monkeypatch.setattr(evaluate, "load_splits", lambda *_: (labelled(20, 0), labelled(10, 1), None))
+    monkeypatch.setattr(evaluate, "usual_precision", lambda device: "bfloat16")
+    for options in ({}, {"fraction": 0.5}, {"fraction": 0.5, "seed": 3}):
+        evaluate.evaluate_run(tmp_path, ["knn", "finetune"], ["d"], torch.device("cpu"), steps=1, batch_size=4, lrs=[0.1], **options)
+    results = evaluate.read_json(tmp_path / "result.json")
+    assert list(results["knn"]) == ["colours"]
+    assert list(results["finetune"]) == [f"colours, {of} of the labels, seed {seed}" for of, seed in ((1, 0), (0.5, 0), (0.5, 3))]
+    assert {r["precision"] for r in results["finetune"].values()} == {"bfloat16"}
+
+
 def test_the_untrained_backbone_is_that_of_the_runs_seed_and_options(tmp_path):
     torch.manual_seed(3)
     start, _ = evaluate.build_backbone("resnet18", 16, zero_init_residual=True)

@@ -236,6 +236,7 @@ def test_names_and_lists_of_transforms_are_taken_however_they_are_written(tmp_pa
     (tmp_path / "scenes" / "empty").rmdir()
     write_folder(tmp_path / "scenes")
     assert len(pairs.load_images(pairs.named("./scenes"), image_size=8)) == 8  # of the folder
+    (tmp_path / "l.csv").touch()
     with pytest.raises(UserError, match="did you mean ./scenes?"):
         pairs.load_pairs(simclr.parse_args(["--pairs", "l.csv", "--data", "scenes"]))
     args = simclr.parse_args(["--data", "./flat/", "--without", "jitter, flip,crop"])
@@ -1138,11 +1139,17 @@ def test_images_of_a_list_that_the_run_is_tested_on_are_counted(tmp_path, monkey
     (two_colours(Path("colours")) / "train").rename("d")
     Path("l.csv").write_text("image_a,image_b,keep\nred/03.png,red/04.png,1\nblue/04.png,blue/05.png,1\nred/01.png,red/09.png,0\n")
     # every fifth image of a class is for testing: 04 and 09
-    pairs.load_pairs(simclr.parse_args(["--pairs", "l.csv", "--data", "d", "--batch-size", "2", "--device", "cpu"]))
-    assert "note: 2 of the images that the run will be tested on are in the list" in capsys.readouterr().out
-    Path("l.csv").write_text("image_a,image_b\nred/00.png,red/01.png\nblue/00.png,blue/01.png\n")
-    pairs.load_pairs(simclr.parse_args(["--pairs", "l.csv", "--data", "d", "--batch-size", "2", "--device", "cpu"]))
-    assert "tested on" not in capsys.readouterr().out
+    asked = ["--pairs", "l.csv", "--data", "d", "--batch-size", "2", "--device", "cpu"]
+
+    def said(*options):
+        pairs.load_pairs(simclr.parse_args([*asked, *options]))
+        return capsys.readouterr().out
+
+    assert "note: 2 of the images that the run will be tested on are in the list" in said()
+    assert "note: 1 of the images" in said("--arm", "augmented")  # which does not train on red/04, never image_a
+    Path("l.csv").write_text("image_a,image_b\nred/00.png,red/01.png\nblue/00.png,blue/01.png\nred/03.png,red/04.png\n")
+    assert "note: 1 of the images" in said()
+    assert "tested on" not in said("--limit", "2")
 
 
 def test_semantic_pairs_of_a_single_class_are_refused(tmp_path):

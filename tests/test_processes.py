@@ -32,6 +32,7 @@ def train(method, folder):
     """Trains on fixed batches, or this process's half of them, with the method's own loop; saves weights and losses."""
     module, model = build(method)
     rank, world = pairs.rank_and_world()
+    torch.manual_seed(rank)  # what all must draw alike is sent, and not left to equal random states
     generator = torch.Generator().manual_seed(1)
     joined = [torch.randn(2, BATCH, 3, 16, 16, generator=generator) for _ in range(STEPS)]
     share = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
@@ -137,8 +138,8 @@ class Wrapped(Exception):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_on_gpus_batchnorm_sees_all_processes_but_moco_keeps_its_parts(method, monkeypatch):
-    def wrap(*_, **__):
-        raise Wrapped
+    def wrap(*_, **options):
+        raise Wrapped(options)
 
     module, model = build(method)
     layers = {name: type(m) for name, m in model.named_modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}
@@ -146,7 +147,7 @@ def test_on_gpus_batchnorm_sees_all_processes_but_moco_keeps_its_parts(method, m
     monkeypatch.setattr(torch.nn.Parameter, "is_cuda", True, raising=False)
     monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", wrap)
     source = pairs.Pairs(pairs.ImageSet("", torch.zeros(BATCH, 1), torch.zeros(BATCH), []), "augmented", 0)
-    with pytest.raises(Wrapped):
+    with pytest.raises(Wrapped, match="{'broadcast_buffers': False}"):
         module.train(model, None, source, None, None, types.SimpleNamespace(epoch=0), module.parse_args(["--device", "cpu"]))
     for name, kind in layers.items():
         assert type(model.get_submodule(name)) is (kind if method == "moco" else torch.nn.SyncBatchNorm)

@@ -316,7 +316,8 @@ def test_printed_numbers_stand_under_their_names(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments, said", [
-    (["--pairs", "nowhere.csv"], "nowhere.csv: no such file"),
+    (["--pairs", "nowhere.csv"], "--pairs nowhere.csv: neither augmented nor semantic, and no such file"),
+    (["--pairs", "sematic", "--data", "cifar10"], "--pairs sematic: neither augmented nor semantic, and no such file"),
     (["--data", "nowhere"], "--data nowhere"),
     (["--epochs", "0"], "0 is not 1 or more"),
     (["--epochs", "two"], "--epochs"),
@@ -411,6 +412,12 @@ def test_moco_wants_two_images_in_each_part_of_a_batch(tmp_path):
     assert status == 2 and "twice or more, of --bn-splits 2" in error
 
 
+def test_moco_counts_the_parts_of_all_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(pairs, "rank_and_world", lambda: (0, 2))
+    status, _, error = call_here("moco.py", "--batch-size", "64", "--bn-splits", "32", "--limit", "64", "--epochs", "1", "--device", "cpu", "--out", tmp_path / "run")
+    assert status == 2 and "--bn-splits 32 times 2 processes" in error
+
+
 def test_a_warm_up_takes_a_tenth_of_the_epochs_at_most():
     import byol
 
@@ -494,7 +501,7 @@ def test_protocols_are_those_of_the_published_results(monkeypatch):
 
 
 def test_blocks_that_the_scripts_share_are_equal():
-    """A fix in one script cannot miss the others: shared options, and the start and end of the program."""
+    """A fix in one script cannot miss the others: shared options, the frame of the loop, and the start and end of the program."""
     text = {m: (ROOT / f"{m}.py").read_text() for m in METHODS}
 
     def same(pattern, methods=METHODS):
@@ -504,6 +511,9 @@ def test_blocks_that_the_scripts_share_are_equal():
     same(r"    # -- shared by the four methods.*?(?=    # -- \w+'s own)")
     same(r"def parse_args.*?add, default[^\n]*\n")  # the start of the parser
     same(r"    device = torch.device\(args.device\)\n    steps_per_epoch.*?batch_size\n")
+    same(r"    for epoch in range.*?device, images\):\n")
+    same(r"            optimizer.zero_grad\(\)\n.*?optimizer.step\(\)\n")
+    same(r"    model = model.to[^\n]*\n")
     same(r"def learning_rate.*?(?=\n\n\n)", ["simclr", "byol"])
     same(r"class LARS.*?(?=\n\n\n)", ["simclr", "byol"])
     same(r"def learning_rate.*?(?=\n\n\n)", ["moco", "simsiam"])

@@ -150,6 +150,7 @@ def test_batches_are_asked_of_the_training_images_under_view_1_and_view_2(method
         assert torch.equal(given, images) and torch.equal(source.pool.images, images)
     view = pairs.Augmentation(crop=(0.3, 1.0), p_flip=0.5, jitter=(0.1, 0.2, 0.3, 0.25), p_jitter=0.8, p_gray=0.7, p_blur=0.1, sigma=(0.1, 2.0), p_solarize=0.3)
     assert list(run.views) == [view, pairs.replace(view, p_blur=0.2, p_solarize=0.4)]
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in run.model.parameters() if p.ndim == 4)  # slower else
     torch.manual_seed(1)
     backbone, _ = evaluate.build_backbone("convnet", 16)  # the same weights for all methods
     assert all(torch.equal(a, b) for a, b in zip(backbone.parameters(), run.start.backbone.parameters(), strict=True))
