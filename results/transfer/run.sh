@@ -149,8 +149,8 @@ judge $negatives runs/epochs60-negatives/*
 temperature | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $temperature runs/epochs60-temperature/*
 
-# SimCLR, both arms at temperature 0.2 instead of 0.5, in float32. Three seeds of both arms were planned before the first was run; seeds 0
-# and 1 are here, of commit 89b791f, 56 to 62 minutes each beside other work. The third has not been finished.
+# SimCLR, both arms at temperature 0.2 instead of 0.5, in float32. Three seeds of both arms were planned before the first was run, and
+# none was added; commit 89b791f, 50 to 62 minutes each beside other work. Seed 2 was stopped in epoch 20, and went on with --resume.
 cooler | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $cooler runs/epochs60-cooler/*
 
