@@ -7,7 +7,8 @@
 # Then the colour jitter of BYOL and SimSiam in SimCLR and MoCo, planned before the first run: 12 runs in float32,
 # 40 minutes, of commit 9fd632a. Then, planned when these had been seen and to be kept whatever they show: the
 # default jitter in float32 too, as these had been compared with runs in bf16, and seeds 3 and 4 of both; 28 runs, an hour,
-# of commit 3a3efe9.
+# of commit 3a3efe9. Then, planned before the first of its 20 runs, a stronger one still: SimCLR's full strength of brightness,
+# contrast and saturation (App. A: 0.8), and any hue.
 set -e
 python=${1:-.venv/bin/python}
 export OMP_NUM_THREADS=1
@@ -61,7 +62,7 @@ methods=$(for method in simclr moco byol simsiam; do echo $base/$method-*-scenes
 compare augmentation without $methods
 compare architecture backbone $base/simclr-{augmented,semantic}-scenes-seed[0-2] $here/simclr-*-{shufflenet_v2_x0_5,regnet_x_400mf}-scenes-seed[0-2]
 
-(jitter '' --jitter 0.2 0.2 0.8 0.5; jitter -weak) | xargs -P 2 -L 1 "$python" > runs/jitter-output.txt 2>&1
+(jitter '' --jitter 0.2 0.2 0.8 0.5; jitter -weak; jitter -stronger --jitter 0.8 0.8 0.8 0.5) | xargs -P 2 -L 1 "$python" > runs/jitter-output.txt 2>&1
 for run in runs/jitter/*; do
   "$python" evaluate.py transfer "$run" --data scenes-shifted >> runs/jitter-output.txt
   mkdir -p "$here/jitter/$(basename "$run")"
