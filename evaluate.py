@@ -1342,13 +1342,12 @@ def measures(results):
                 name, which = name.replace("init random", "init run"), "untrained"
             groups.setdefault((head, name), {}).setdefault(which, []).append(r)
     for (head, name), there in groups.items():
-        first, *others = (r for seeds in there.values() for r in seeds)
         keys = (*PROTOCOL, "lr") if head == "detect" else PROTOCOL  # fine-tuning chooses its own lr
-        for other in others:
+        protocol = {}
+        for r in sum(there.values(), []):
             for key in keys:
-                if key in first and key in other and other[key] != first[key]:  # results of older code may lack one
-                    raise UserError(f"{head} {name}: not all were trained alike: {key} is {first[key]} and {other[key]}")
-        protocol = {key: first[key] for key in keys if key in first}
+                if key in r and protocol.setdefault(key, r[key]) != r[key]:  # results of older code may lack one
+                    raise UserError(f"{head} {name}: not all were trained alike: {key} is {protocol[key]} and {r[key]}")
         if "value" in there:
             protocol["its seeds"] = sorted(r["seed"] for r in there["value"] if "seed" in r)
         mean = lambda key, which="value": float(np.mean([r[key] for r in there[which]]))
@@ -1356,7 +1355,7 @@ def measures(results):
             for key in ("ap50", "ap"):
                 found[f"detect {key.upper()} {name}"] = {which: mean(key, which) for which in there} | {"protocol": protocol}
         elif head == "invariance":
-            for factor, v in first["factors"].items():
+            for factor, v in there["value"][0]["factors"].items():
                 found[f"share of {factor} {name}"] = {"value": v["share"], "untrained": v["untrained"], "protocol": protocol}
         else:
             chance = there["value"][-1]["chance"]

@@ -550,7 +550,7 @@ def load_pairs(args):
     if args.data in SCENES[1:]:
         raise UserError(f"--data {args.data} is for evaluation, and is evaluated after a run on scenes; pretrain on --data scenes")
     if args.pairs not in ARMS and not Path(args.pairs).is_file():
-        raise UserError(f"--pairs {args.pairs}: neither {' nor '.join(ARMS)}, and no such file of a pair list")
+        raise UserError(f"--pairs {args.pairs}: neither {' nor '.join(ARMS)}, and no such file of a pair list, a CSV with columns image_a,image_b")
     in_folder = args.data not in (None, *DATA_SETS) and Path(args.data).is_dir()
     of_classes = args.pairs in ARMS
     if not of_classes:

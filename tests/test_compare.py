@@ -204,6 +204,8 @@ def test_fine_tuning_counts_by_the_mean_of_its_seeds_and_other_files_are_refused
         evaluate.measures({"finetune": {f"held, seed {seed}": {"accuracy": 0.5, "untrained": 0.1, "chance": 0.1, "steps": 100 * 10**seed} for seed in (0, 1)}})
     older = {"accuracy": 0.5, "untrained": 0.1, "chance": 0.1}  # without the precision
     assert evaluate.measures({"finetune": {"held, seed 0": older, "held, seed 1": older | {"precision": "float32"}}})
+    with pytest.raises(UserError, match="precision is bfloat16 and float32"):
+        evaluate.measures({"finetune": {"held, seed 0": older} | {f"held, seed {i}": older | {"precision": p} for i, p in ((1, "bfloat16"), (2, "float32"))}})
     evaluate.add_results(runs[1], {"finetune": {"held, 0.1 of the labels, seed 0": {"accuracy": 0.5, "untrained": 0.1, "chance": 0.1, "files_crc32": 8}}})
     with pytest.raises(UserError, match="files_crc32 is 7 in .* and 8 in "):
         evaluate.compare(runs)

@@ -5,7 +5,7 @@
 # a run: two hours; then with few or false semantic pairs, 6 runs: two and a half hours in float32; then with another
 # architecture, 6 runs, about an hour and a half a pair in float32; then fine-tuning, 10 runs: five hours; then without the
 # anchor's class among the negatives, 6 runs: two hours and a half in float32; then MoCo at two temperatures, 6 runs: two hours in
-# float32; then SimCLR at another temperature, 6 runs: two hours and a half in float32. From the repository's root, with the two
+# float32; then SimCLR at another temperature, 6 runs: three hours in float32. From the repository's root, with the two
 # folders of class folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 # SimCLR's runs here come from commit a3cbafd (output.txt), the others' from a later one (output-others.txt, with the trials of moco-recipe.txt).
@@ -150,7 +150,7 @@ temperature | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $temperature runs/epochs60-temperature/*
 
 # SimCLR, both arms at temperature 0.2 instead of 0.5, in float32. Three seeds of both arms were planned before the first was run, and
-# none was added; commit 89b791f, 50 to 62 minutes each beside other work. Seed 2 was stopped in epoch 20, and went on with --resume.
+# none was added; commit 89b791f, 56 to 66 minutes each beside other work. Seed 2 was stopped in epoch 20, and went on with --resume.
 cooler | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $cooler runs/epochs60-cooler/*
 
