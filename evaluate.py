@@ -172,19 +172,36 @@ def load_weights(backbone, file):
     if wrong := missing + extra + other:
         told = missing[:2] + extra[:2] + other[:2]
         said = "; ".join(told) + f"; and {len(wrong) - len(told)} more" * (len(wrong) > len(told))
-        beside, hint = Path(file).parent / "config.json", ""
-        with suppress(OSError, UserError, KeyError):  # it may be missing, or not ours
-            known = read_json(beside)
-            hint = f"; {beside} has --backbone {known['backbone']} --image-size {known['image_size']}"
+        known = config_beside(file)
+        hint = f"; its config.json has --backbone {known['backbone']} --image-size {known['image_size']}" if known else ""
         raise UserError(f"{file} does not fit the backbone (and its image size, which decides a ResNet's stem): {said}{hint}")
     backbone.load_state_dict({key: state[key] for key in wanted if key in state})
 
 
-def adopt(file, name, image_size=224, out=None):
+def config_beside(file):
+    """The config.json of the run that a file of weights lies in, {} if it lies in none."""
+    with suppress(OSError, UserError):  # it may be missing, or another program's
+        config = read_json(Path(file).parent / "config.json")
+        if {"backbone", "image_size"} <= config.keys():
+            return config
+    return {}
+
+
+def trained_size(file):
+    """The image size that a file of weights in a run folder was trained with, None of other files."""
+    size = config_beside(file).get("image_size")
+    if size:
+        print(f"images of {size} px, as {file} was trained with", flush=True)
+    return size
+
+
+def adopt(file, name, image_size=None, out=None):
     """Makes a run folder of a bare file of weights, so that every evaluation takes it, and returns the folder.
 
-    Raises UserError for weights that do not fit and for a folder that holds another backbone.
+    image_size: by default the one that a run trained them with, else 224. Raises UserError for weights that do not fit and for a
+    folder that holds another backbone.
     """
+    image_size = image_size or trained_size(file) or 224
     backbone, _ = build_backbone(name, image_size, verbose=True)
     load_weights(backbone, file)
     file, folder = Path(file), Path(out or f"runs/{name}-{Path(file).stem}")
@@ -368,7 +385,7 @@ def linear_probe(train_x, train_y, test_x, test_y, classes, grid=L2_GRID, split=
     train_x, test_x = (train_x - mean) / std, (test_x - mean) / std
     accuracy = lambda w, x, y: score(metric, x @ w[:-1] + w[-1], y)
 
-    curve, fitted, weights, progress = {}, {}, None, pairs.Progress("linear probe, L2 strengths", len(grid))
+    curve, fitted, weights, progress = {}, {}, None, pairs.Progress("linear probe, L2 strengths and a last fit", len(grid) + 1)
     still_busy = lambda: progress(0)
     for l2 in grid:
         weights = fitted[l2] = logistic_regression(train_x[kept], train_y[kept], classes, l2, weights, still_busy)
@@ -671,10 +688,13 @@ def box_metrics(data, found):
 
 @pairs.picture()
 def draw_detections(path, data, found, n=8, threshold=0.5):
-    """Writes a picture of the first n images of a BoxSet: true boxes dashed, detections above the threshold solid."""
+    """Writes a picture of the first n images of a BoxSet: true boxes dotted, detections above the threshold solid."""
     import matplotlib.pyplot as plt
+    from matplotlib.patheffects import withStroke
 
-    n, shown = min(n, len(data)), set()  # the classes
+    n, shown, sure_ones = min(n, len(data)), set(), 0  # shown: the classes
+    outlined = [withStroke(linewidth=3, foreground="black")]  # white boxes can be seen on a pale background too
+    true_box = {"ls": ":", "lw": 1.2, "ec": "white", "path_effects": outlined}
     lines, columns = math.ceil(n / 4), min(n, 4)
     figure, axes = plt.subplots(lines, columns, figsize=(4 * columns, 3.4 * lines), squeeze=False, layout="constrained")
     colors = plt.get_cmap("tab10" if len(data.classes) <= 10 else "tab20").colors
@@ -683,15 +703,16 @@ def draw_detections(path, data, found, n=8, threshold=0.5):
     for i, axis in zip(range(n), axes.flat):
         axis.imshow(data.image(i).permute(1, 2, 0).numpy())
         sure = found[i]["scores"] >= threshold
-        for boxes, labels, style in ((data.boxes[i].numpy(), data.labels[i].numpy(), {"ls": ":", "lw": 1.2, "ec": "white"}),
+        sure_ones += sure.sum()
+        for boxes, labels, style in ((data.boxes[i].numpy(), data.labels[i].numpy(), true_box),
                                      (found[i]["boxes"][sure], found[i]["labels"][sure], {"ls": "-", "lw": 1.6})):
             shown.update(labels.tolist())
             for (x1, y1, x2, y2), label in zip(boxes, labels):
                 axis.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, **{"ec": colors[label % len(colors)]} | style))
     handles = [plt.Line2D([], [], color=colors[i % len(colors)], label=name) for i, name in enumerate(data.classes) if i in shown]
-    handles += [plt.Line2D([], [], color="gray", ls=":", label="true box (white)")]
+    handles += [plt.Line2D([], [], color="white", ls=":", label="true box", path_effects=outlined)]
     figure.legend(handles=handles, loc="outside lower center", ncols=max(2, int(figure.get_figwidth() / 2.5)))
-    figure.suptitle(f"{data.name}: detections with a score of at least {threshold}")
+    figure.suptitle(f"{data.name}: {'detections' if sure_ones else 'no detection'} with a score of at least {threshold}")
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
@@ -1004,15 +1025,16 @@ class Run:
         self._publish()  # the run may have been killed between its last checkpoint and the backbone.pt of that
 
     def log(self, epoch, loss, lr, z):
-        """Counts a step; every two seconds and at the end of an epoch writes a line to the screen and log.jsonl.
+        """Counts a step; about every two seconds and at the end of an epoch writes a line to the screen and log.jsonl.
 
         Only then, within an epoch, does the host wait for the device. Raises UserError when the loss is not finite.
         """
         self.step, self.losses = self.step + 1, self.losses + loss.detach()
         if not self.first:
             return
-        steps = self.step - self.printed_step
-        if time.time() - self.printed < 2 and self.step % (self.total // self.epochs):  # neither two seconds nor an epoch are over
+        steps, seconds = self.step - self.printed_step, time.time() - self.printed
+        to_come = -self.step % (self.total // self.epochs)  # in this epoch
+        if to_come and (seconds < 2 or seconds / steps * to_come < 1):  # not yet, or the epoch's last line is near: it should tell of many steps
             return
         value = (self.losses / steps).item()
         now = time.time()  # after the wait, so that the rate is the device's
@@ -1124,7 +1146,8 @@ def read_json(file):
 def read_config(run):
     file = Path(run) / "config.json"
     if not file.is_file():
-        raise UserError(f"{run} is not a run folder: it has no config.json")
+        hint = "; give its folder, or --backbone-file" if Path(run).is_file() else ""
+        raise UserError(f"{run} is not a run folder: it has no config.json{hint}")
     config = {"processes": 1} | read_json(file)  # older runs, from before there could be several, lack it
     if "seed" not in config:
         raise UserError(f"{run} is not a run folder: its config.json is another program's")
@@ -1279,7 +1302,8 @@ def show_table(results, config):
         print("The headline is scenes-held-out: categories that no pretraining image shows. Semantic pairs use")
         print("labels, so on seen categories that arm has an advantage that is not self-supervised.")
     elif arm_of(config) == "semantic" and config["data"] and of(Path(config["data"]).name):
-        print("These categories were seen in pretraining, and semantic pairs use their labels: not a self-supervised figure.")
+        use = "semantic pairs use" if config["pairs"] in pairs.ARMS else "the pairs of a list may use"
+        print(f"These categories were seen in pretraining, and {use} their labels: not a self-supervised figure.")
 
 
 @pairs.picture()
@@ -1383,7 +1407,7 @@ def interval(differences):
 
 def compare(runs, by=(), only=()):
     """Rows of the comparison, a dict each, of run folders: one for each method, pretraining data, control and measure,
-    and, for an ablation, each value of the options named in `by`. `only` names the measures wanted (all).
+    and, for an ablation, each value of the options named in `by`. `only` names the measures wanted, "linear" all that begin so (all).
 
     "augmented", "semantic" and "any" hold {seed: value}; "difference" is (mean, low, high) of semantic - augmented
     over the seeds that both arms have, with a 95 % interval (Student's t), or None. Raises UserError when a run is unfinished,
@@ -1415,8 +1439,9 @@ def compare(runs, by=(), only=()):
         row = config["method"] or run.resolve().name, ", ".join(filter(None, [data_of(config), *values]))
         groups.setdefault(row, []).append((run, config, found))
         known |= found
+    asked_for = lambda measure, name: measure == name or measure.startswith(f"{name} ")
     for name in only:
-        if name not in known:
+        if not any(asked_for(measure, name) for measure in known):
             raise UserError(f"--measure {name}: not measured in these runs; choose from {', '.join(known)}")
     rows = []
     for (method, data), members in groups.items():
@@ -1434,7 +1459,7 @@ def compare(runs, by=(), only=()):
         for control in controls:  # each with the same augmented runs
             chosen = [m for m in members if arm_of(m[1]) != "semantic" or control_of(m[1]) == control]
             for measure in dict.fromkeys(measure for *_, found in chosen for measure in found):
-                if not only or measure in only:
+                if not only or any(asked_for(measure, name) for name in only):
                     rows.append(compare_one(method, data + control, measure, [m for m in chosen if measure in m[2]]))
     return rows
 
@@ -1601,7 +1626,7 @@ def parse_args(argv=None):
             return sub
         sub.add_argument("--backbone-file", help="instead of a run: a file of weights with torchvision's key names; only a classifier may be left over")
         sub.add_argument("--backbone", help="its architecture: convnet, or a classification model of torchvision")
-        sub.add_argument("--image-size", type=pairs.positive_int, help="with --backbone-file: side of the images in pixels; up to 64 a ResNet has the CIFAR stem [224]")
+        sub.add_argument("--image-size", type=pairs.positive_int, help="with --backbone-file: side of the images in pixels; up to 64 a ResNet has the CIFAR stem [the run's if the file lies in a run folder, else 224]")
         sub.add_argument("--out", help="with --backbone-file: folder for the results [runs/<backbone>-<file>]")
         sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
         if name != "detect":
@@ -1638,7 +1663,7 @@ def parse_args(argv=None):
     add("--picture", help="the picture's file, .png, .pdf or .svg [invariance.png in the first run's folder]")
     add = command("compare", "semantic against augmented pairs, over matched runs and equal seeds", "+").add_argument
     add("--by", nargs="+", default=[], help="pretraining options in which runs may differ, with separate rows for each value, e.g. --by without backbone")
-    add("--measure", nargs="+", default=[], help='only these measures, e.g. "linear scenes-held-out" [all]')
+    add("--measure", nargs="+", default=[], help='only these measures, e.g. "linear scenes-held-out", or linear for all of its data sets [all]')
     add("--out", default="comparison", help="folder for comparison.md, comparison.csv and comparison.png [comparison]")
     return parser.parse_args(argv)
 
@@ -1646,8 +1671,11 @@ def parse_args(argv=None):
 def main():
     args = parse_args()
     if args.command == "compare":
-        print(write_comparison(compare(args.run, args.by, args.measure), args.out))
-        print(f"\n{args.out} holds comparison.md, comparison.csv and comparison.png")
+        rows, replaced = compare(args.run, args.by, args.measure), Path(args.out, "comparison.md").exists()
+        print(write_comparison(rows, args.out))
+        if any(row["augmented"] or row["semantic"] for row in rows) and not any(row["difference"] for row in rows):
+            print("note: no row has both arms with a seed in common; the baseline of a list is a run with --pairs FILE.csv --arm augmented")
+        print(f"\n{args.out} holds comparison.md, comparison.csv and comparison.png" + " (earlier ones are replaced)" * replaced)
         return
     git_commit()  # of the code that runs: its files may have changed when the results are written
     device = pick_device(args.device)
@@ -1658,7 +1686,7 @@ def main():
             for data in [args.data] if isinstance(args.data, str) else args.data or []:
                 if Path(data).is_dir() and data not in pairs.DATA_SETS:
                     pairs.not_a_class(data, {"--out": args.out or "runs"})
-        args.run = adopt(args.backbone_file, args.backbone, args.image_size or 224, out=args.out)
+        args.run = adopt(args.backbone_file, args.backbone, args.image_size, out=args.out)
         args.run = [args.run] if args.command == "invariance" else args.run
     elif args.backbone or args.image_size or args.out:
         raise UserError("--backbone, --image-size and --out go with --backbone-file; a run folder already sets them")
@@ -1680,7 +1708,7 @@ def main():
                 for factor, r in found["factors"].items():
                     print(f"{factor:14}{said[r['inside']]:>8}{r['untrained']:11.3f}{r['share']:10.3f}", flush=True)
         draw_invariance(results, picture)
-        print(f"Share of a factor: its variance / (its variance + the category's). 0: ignored. Picture: {picture}")
+        print(f"Share of a factor: its variance / (its variance + the category's). 0: ignored. inside: the augmentation has or imitates it. Picture: {picture}")
     elif args.command == "detect":
         usual = {"size": list(range(480, 801, 32)), "steps": 24000, "batch_size": 16, "rois": 512, "roi_size": 14}
         if args.data == ["scenes"]:

@@ -235,9 +235,11 @@ def main():
     device = evaluate.join(args.device, args.batch_size)
     processes = pairs.rank_and_world()[1]
     parts = args.bn_splits * processes
-    if args.queue_size % args.batch_size or args.batch_size % parts or args.batch_size < 2 * parts:
-        raise pairs.UserError(f"--queue-size {args.queue_size} must be a multiple of --batch-size {args.batch_size}, and that a multiple, twice or more, of "
-                              f"--bn-splits {args.bn_splits}" + (f" times {processes} processes" if processes > 1 else ""))
+    if args.batch_size % parts or args.batch_size < 2 * parts:
+        raise pairs.UserError(f"--batch-size {args.batch_size} must be a multiple, twice or more, of --bn-splits {args.bn_splits}"
+                              + (f" times {processes} processes" if processes > 1 else "") + "; lower --bn-splits")
+    if args.queue_size % args.batch_size:
+        raise pairs.UserError(f"--queue-size {args.queue_size} must be a multiple of --batch-size {args.batch_size}")
     source = pairs.load_pairs(args)
     view1, view2 = pairs.make_views(args, source.pool.image_size)
 

@@ -623,7 +623,7 @@ def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=Non
     for row in table:
         for column in ("image_a", "image_b"):
             if not row[column].is_file():
-                raise UserError(f"{file}, line {row['line']}, {column}: no image {row[column]}; paths are relative to {folder}")
+                raise UserError(f"{file}, line {row['line']}, {column}: no image {row[column]}; paths are relative to {folder}, the folder of --data or the list's own")
             index.setdefault(row[column], len(index))
     category = categories_of(table, folder)
     rows = torch.tensor([[index[row["image_a"]], index[row["image_b"]]] for row in table])
@@ -1579,14 +1579,16 @@ class Progress:
     """Counts what is done, and prints `what: done of total, time left` at most every two seconds; silent when the work is short."""
 
     def __init__(self, what, total):
-        self.what, self.total, self.done, self.start = what, total, 0, time.time()
-        self.printed = self.start
+        self.what, self.total, self.done, self.first = what, total, 0, None
+        self.printed = time.time()
 
     def __call__(self, n=1):
         self.done, now = self.done + n, time.time()
+        self.first = self.first or (now, self.done)  # what came before (processes that start, an earlier build) says nothing about the rate
+        since, before = self.first
         if now - self.printed > 2:
             self.printed = now
-            left = f", {(now - self.start) * (self.total - self.done) / self.done:.0f} s left" if self.done else ""
+            left = f", {(now - since) * (self.total - self.done) / (self.done - before):.0f} s left" if self.done > before else ""
             print(f"{self.what}: {self.done:,} of {self.total:,}{left}", flush=True)
 
 
@@ -1805,7 +1807,7 @@ def main():
     add("--backbone-file", help="with --by features: a run folder's backbone.pt, or weights with torchvision's key names")
     add("--backbone", default="resnet18", help="its architecture [resnet18]")
     add("--ignore-labels", action="store_true", help="with --by features: neighbours of any class; some pairs are false then")
-    add("--image-size", type=positive_int, help="with --by features: side of the images in pixels, which decides a ResNet's stem [the first image's, at most 224]")
+    add("--image-size", type=positive_int, help="with --by features: side of the images in pixels, which decides a ResNet's stem [the run's if the file lies in a run folder, else the first image's, at most 224]")
     add("--skip-bad", action="store_true", help="leave out images that cannot be read")
     add("--cache", default="cache", help="folder for the decoded images, kept for later [cache]")
     add("--seed", type=seed_int, default=0, help="random seed of the partners and the order [0]")
@@ -1838,7 +1840,7 @@ def main():
 
         if not args.backbone_file:
             raise UserError("--by features needs --backbone-file FILE (and --backbone NAME)")
-        args.image_size = args.image_size or natural_size(images_to_pair(folder)[0])
+        args.image_size = args.image_size or evaluate.trained_size(args.backbone_file) or natural_size(images_to_pair(folder)[0])
         backbone, _ = evaluate.build_backbone(args.backbone, args.image_size)
         evaluate.load_weights(backbone, args.backbone_file)
         backbone.to(evaluate.pick_device(args.device))

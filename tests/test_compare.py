@@ -120,6 +120,7 @@ def test_an_ablation_has_rows_of_its_own_for_each_value_of_an_option(make):
     measured = lambda **options: [(r["data"], r["measure"]) for r in evaluate.compare(runs, by=["without"], **options)]
     assert ("scenes, with all transforms", "knn held") in measured()
     assert measured(only=["linear held"]) == [("scenes, with all transforms", "linear held"), ("scenes, without crop", "linear held")]
+    assert measured(only=["linear"]) == measured(only=["linear held"])
     with pytest.raises(UserError, match="--measure linear hold: .* choose from linear held, knn held"):
         evaluate.compare(runs, by=["without"], only=["linear hold"])
 

@@ -151,6 +151,7 @@ def test_the_table_says_which_categories_pretraining_has_seen(capsys):
     assert "were seen" not in note("flowers102, 0.1 of the labels") and "were seen" not in note("photos", pairs="augmented")
     assert "headline" in note("scenes-held-out, 0.1 of the labels", data="scenes")
     assert "were seen" not in note("photos", pairs="list.csv", arm="semantic", data=None)
+    assert "semantic pairs use their labels" in note("photos") and "the pairs of a list may use their labels" in note("photos", pairs="list.csv", arm="semantic")
 
 
 def test_the_table_has_its_numbers_under_their_names(capsys):
@@ -236,8 +237,8 @@ def test_a_long_fit_is_not_silent(monkeypatch, capsys):
     x, y = torch.randn(90, 8), torch.arange(90) % 3
     evaluate.linear_probe(x, y, x, y, 3, grid=[1e-2, 1e-3])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "linear probe, L2 strengths: 0 of 2" and len(lines) > 4
-    assert any(" 1 of 2, " in line for line in lines) and lines[-1] == "linear probe, L2 strengths: 2 of 2, 0 s left"  # the last fit
+    assert lines[0] == "linear probe, L2 strengths and a last fit: 0 of 3" and len(lines) > 4
+    assert any(" 1 of 3, " in line for line in lines) and lines[-1].startswith("linear probe, L2 strengths and a last fit: 2 of 3, ")
 
 
 def test_weak_regularisation_is_fitted_to_its_end():
@@ -971,7 +972,13 @@ def test_a_line_of_the_log_by_hand(tmp_path, monkeypatch):
     assert line["images_per_second"] == 2 * 4 * 2 and line["lr"] == 0.2 and line["seconds"] == 1
     monkeypatch.setattr(evaluate.time, "time", lambda: 1003.0)  # two seconds later a line, also within an epoch
     run.log(1, torch.tensor(1.0), 0.1, z)
-    assert json.loads(open(run.folder / "log.jsonl").readlines()[-1])["step"] == 3
+    written = lambda: [json.loads(line)["step"] for line in open(run.folder / "log.jsonl")]
+    assert written() == [2, 3]
+    run.total = run.epochs * 40
+    for run.step, expected in ((69, [2, 3]), (58, [2, 3, 59])):  # 30 steps in two seconds and 10 to come, which the next line is to tell; 19 and 21
+        run.printed, run.printed_step = 1001.0, 40
+        run.log(1, torch.tensor(1.0), 0.1, z)
+        assert written() == expected
 
 
 def test_curves_show_what_their_titles_say(tmp_path, monkeypatch):
@@ -1033,6 +1040,17 @@ def test_mistakes_are_named(tmp_path, monkeypatch):
 
 
 # -- weights from elsewhere, results
+
+
+def test_weights_in_a_run_folder_are_judged_at_the_size_that_they_were_trained_with(tmp_path, capsys):
+    backbone, _ = evaluate.build_backbone("convnet", 16)  # which fits any size
+    for folder, config in (("run", {"backbone": "convnet", "image_size": 16}), ("other", {"model": "convnet"})):
+        (tmp_path / folder).mkdir()
+        torch.save(backbone.state_dict(), tmp_path / folder / "b.pt")
+        evaluate.write_json(tmp_path / folder / "config.json", config)
+    size = lambda folder, *given: evaluate.read_config(evaluate.adopt(tmp_path / folder / "b.pt", "convnet", *given, out=tmp_path / f"{folder}{given}"))["image_size"]
+    assert size("run") == 16 and "images of 16 px, as " in capsys.readouterr().out
+    assert size("run", 24) == 24 and size("other") == 224 and "as" not in capsys.readouterr().out
 
 
 def test_weights_of_torchvisions_format_are_taken_and_misfits_listed(tmp_path):

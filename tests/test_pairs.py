@@ -1208,6 +1208,9 @@ def test_proposals_by_features_from_the_command_line(tmp_path, monkeypatch):
     (_, by, count, used, size, seed, ignore, skip, cache), = given
     assert (by, count, size, seed, ignore, skip, cache) == ("features", 5, 16, 3, True, True, str(tmp_path / "c"))
     assert all(torch.equal(a, b) for a, b in zip(used.parameters(), backbone.parameters(), strict=True))
+    evaluate.write_json(tmp_path / "config.json", {"backbone": "convnet", "image_size": 24})  # as if it were of a run
+    status, _, error = call_here("pairs.py", "propose", "--data", tmp_path / "flat", *options[:-1], tmp_path / "m.csv")
+    assert status == 0 and given[1][4] == 24, error
     rows = list(csv.DictReader(open(tmp_path / "l.csv")))
     assert [row["number"] for row in rows] == list("12345") and {row["category"] for row in rows} == {""}
     with pytest.raises(UserError, match="has no class folders: only --by features"):

@@ -214,6 +214,9 @@ def test_every_evaluation_of_a_run(runs, photos, tmp_path, monkeypatch):
     assert "background" in done and str(a / "invariance.png") in done
     done = printed("evaluate.py", "compare", a, s, "--out", tmp_path / "out")
     assert "| simclr | scenes | linear scenes-held-out |" in done and "| simclr | scenes | share of rotation factors of scenes |" in done
+    assert "no row has both arms" not in done and "replaced" not in done
+    done = printed("evaluate.py", "compare", s, "--measure", "linear", "--out", tmp_path / "out")
+    assert "no row has both arms" in done and "replaced" in done and "share of" not in done
 
     result = json.loads((s / "result.json").read_text())
     assert list(result) == ["linear", "knn", "transfer", "finetune", "detect", "invariance"] and list(result["linear"]) == ["scenes", "scenes-held-out"]
@@ -227,6 +230,7 @@ def test_every_evaluation_of_a_run(runs, photos, tmp_path, monkeypatch):
         assert {"ap", "ap50", "ap75", "voc07_ap", "voc07_ap50", "voc07_ap75", "ap50_by_class"} <= set(found) and found["steps"] == 2
     factors = result["invariance"]["factors of scenes"]["factors"]
     assert all(0 <= f["share"] <= 1 for f in factors.values()) and factors["position"]["inside"] and not factors["rotation"]["inside"]
+    printed("evaluate.py", "compare", a, s, "--out", tmp_path / "out")
     for picture in (s / "detections.png", s / "detections-random.png", a / "invariance.png", tmp_path / "out" / "comparison.png"):
         assert min(Image.open(picture).size) > 100
 
@@ -247,6 +251,7 @@ def test_any_weights_of_torchvisions_format_are_judged_by_the_same_heads(photos,
     (["judge"], "invalid choice: 'judge'"),
     (["knn"], "name a run folder"),
     (["knn", "nowhere"], "nowhere is not a run folder"),
+    (["knn", "WEIGHTS"], "backbone.pt is not a run folder: it has no config.json; give its folder, or --backbone-file"),
     (["transfer", "RUN"], "--data"),
     (["transfer", "RUN", "--data", "nowhere"], "--data nowhere"),
     (["finetune", "RUN", "--fraction", "2"], "--fraction: 2 is not above 0, and at most 1"),
@@ -270,7 +275,7 @@ def test_any_weights_of_torchvisions_format_are_judged_by_the_same_heads(photos,
 def test_a_mistake_in_an_evaluation_is_one_line_and_loses_nothing(arguments, said, runs, tmp_path):
     run = runs / "semantic"
     before = (run / "result.json").read_bytes()
-    status, _, error = call_here("evaluate.py", *[{"RUN": run, "EMPTY": tmp_path}.get(a, a) for a in arguments])
+    status, _, error = call_here("evaluate.py", *[{"RUN": run, "WEIGHTS": run / "backbone.pt", "EMPTY": tmp_path}.get(a, a) for a in arguments])
     assert status == 2 and said in error and error.count("\n") == 1
     assert (run / "result.json").read_bytes() == before and not Path("nowhere").exists() and not any(tmp_path.iterdir())
 
@@ -298,7 +303,7 @@ def test_options_of_evaluations_arrive(tmp_path, monkeypatch):
 
     monkeypatch.setattr(evaluate, "adopt", adopt)
     elsewhere = ["--backbone-file", "x.pth", "--backbone", "resnet50", "--data", "d", "--device", "cpu"]
-    assert "('x.pth', 'resnet50', 224)" in call_here("evaluate.py", "knn", *elsewhere)[2]
+    assert "('x.pth', 'resnet50', None)" in call_here("evaluate.py", "knn", *elsewhere)[2]
 
 
 def test_printed_numbers_stand_under_their_names(tmp_path, monkeypatch):
@@ -367,10 +372,13 @@ def test_a_users_mistake_is_one_line_and_exit_status_2(arguments, said, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("options", [["--queue-size", "96"], ["--batch-size", "66", "--queue-size", "66", "--bn-splits", "4"]])
-def test_moco_refuses_a_queue_and_parts_that_the_batch_does_not_fit(options, tmp_path):
+@pytest.mark.parametrize("options, said", [
+    (["--queue-size", "96"], "--queue-size 96 must be a multiple of --batch-size 64"),
+    (["--batch-size", "66", "--queue-size", "66", "--bn-splits", "4"], "--batch-size 66 must be a multiple, twice or more, of --bn-splits 4; lower --bn-splits"),
+])
+def test_moco_refuses_a_queue_and_parts_that_the_batch_does_not_fit(options, said, tmp_path):
     status, _, error = call_here("moco.py", *options, "--limit", "256", "--epochs", "1", "--device", "cpu", "--out", tmp_path / "run")
-    assert status == 2 and "must be a multiple of --batch-size" in error and not (tmp_path / "run").exists()
+    assert status == 2 and said in error and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("error, said", [
