@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Ablations on the built-in scenes, seeds 0 to 2, default options but for what is named: curation (how many pairs are
-# semantic, how many are false), augmentation, architecture. Two runs at a time, one thread each: two hours, and two for the
+# semantic, how many are false), augmentation, architecture. Two runs at a time, one thread each: two hours, and three for the
 # jitter. The runs that they stand beside, nothing changed, are those of results/scenes. From the repository's root:
 #     bash results/ablations/run.sh [python]
 # MoCo's runs are of commit ae35256, torch 2.14 (output-moco.txt); the others of f5ed5ca, torch 2.15.
@@ -8,7 +8,7 @@
 # 40 minutes, of commit 9fd632a. Then, planned when these had been seen and to be kept whatever they show: the
 # default jitter in float32 too, as these had been compared with runs in bf16, and seeds 3 and 4 of both; 28 runs, an hour,
 # of commit 3a3efe9. Then, planned before the first of its 20 runs, a stronger one still: SimCLR's full strength of brightness,
-# contrast and saturation (App. A: 0.8), and any hue.
+# contrast and saturation (App. A: 0.8), and any hue: an hour and a half beside other work, of commit f67a041.
 set -e
 python=${1:-.venv/bin/python}
 export OMP_NUM_THREADS=1
