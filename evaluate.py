@@ -692,7 +692,7 @@ def draw_detections(path, data, found, n=8, threshold=0.5):
     import matplotlib.pyplot as plt
     from matplotlib.patheffects import withStroke
 
-    n, shown, sure_ones = min(n, len(data)), set(), 0  # shown: the classes
+    n, shown = min(n, len(data)), set()  # the classes
     outlined = [withStroke(linewidth=3, foreground="black")]  # white boxes can be seen on a pale background too
     true_box = {"ls": ":", "lw": 1.2, "ec": "white", "path_effects": outlined}
     lines, columns = math.ceil(n / 4), min(n, 4)
@@ -703,7 +703,6 @@ def draw_detections(path, data, found, n=8, threshold=0.5):
     for i, axis in zip(range(n), axes.flat):
         axis.imshow(data.image(i).permute(1, 2, 0).numpy())
         sure = found[i]["scores"] >= threshold
-        sure_ones += sure.sum()
         for boxes, labels, style in ((data.boxes[i].numpy(), data.labels[i].numpy(), true_box),
                                      (found[i]["boxes"][sure], found[i]["labels"][sure], {"ls": "-", "lw": 1.6})):
             shown.update(labels.tolist())
@@ -712,7 +711,8 @@ def draw_detections(path, data, found, n=8, threshold=0.5):
     handles = [plt.Line2D([], [], color=colors[i % len(colors)], label=name) for i, name in enumerate(data.classes) if i in shown]
     handles += [plt.Line2D([], [], color="white", ls=":", label="true box", path_effects=outlined)]
     figure.legend(handles=handles, loc="outside lower center", ncols=max(2, int(figure.get_figwidth() / 2.5)))
-    figure.suptitle(f"{data.name}: {'detections' if sure_ones else 'no detection'} with a score of at least {threshold}")
+    any_sure = any((f["scores"] >= threshold).any() for f in found[:n])
+    figure.suptitle(f"{data.name}: {'detections' if any_sure else 'no detection'} with a score of at least {threshold}")
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
