@@ -225,7 +225,7 @@ def bench_methods(methods, device, seconds, batch_size, options):
     rows, images, on_gpu = {}, photographs(batch_size * steps_timed(device), 32), device.startswith("cuda")
     kind, side = getattr(torch, evaluate.usual_precision(torch.device(device))), 8192 if on_gpu else 2048
     for method in methods:
-        flops = flops_of(trainer(method, "resnet18", images, batch_size, device))  # of networks that are not compiled, where each is seen
+        flops = flops_of(trainer(method, "resnet18", images[:batch_size], batch_size, device)) * steps_timed(device)  # of networks that are not compiled, where each is seen
         if on_gpu:
             call = a = None  # those of the method before: freed later, they would be missing in the peak
             tidy()
@@ -301,8 +301,8 @@ def bench_epoch(device, batch_size, workers):
     from lightly.transforms import SimCLRTransform
 
     rows = {}
-    for backbone, longer in (("resnet18", 2), ("convnet", 8)):
-        images = photographs(batch_size * longer * steps_timed(device), 32)
+    for backbone, steps in (("resnet18", 80),) if device.startswith("cuda") else (("resnet18", 4), ("convnet", 16)):
+        images = photographs(batch_size * steps, 32)
         ours = trainer("simclr", backbone, images, batch_size, device)
         _, model, optimizer, args = build("simclr", backbone, 32, device)
         pictures = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in images]
@@ -408,7 +408,7 @@ def main():
         print(name)
         for row, values in result[name].items():
             shown = "  ".join(f"{k} {v:,.4g}" if isinstance(v, (int, float)) else f"{k} {v}" for k, v in values.items()) if isinstance(values, dict) else values
-            print(f"    {row:14}{shown}", flush=True)
+            print(f"    {row:18}{shown}", flush=True)
         Path(args.out).write_text(json.dumps(result, indent=2) + "\n")  # after each part: a later one may take long, or be cut off
     if failed:
         sys.exit(f"not measured: {', '.join(failed)}")
