@@ -293,7 +293,7 @@ def bench_compile(device, seconds, batch_size):
     return rows
 
 
-def bench_epoch(device, batch_size, workers):
+def bench_epoch(device, batch_size, workers, options):
     """Pairs/s; lightly's plain PyTorch example of SimCLR, with this model, batch and precision."""
     if not importable("lightly.transforms"):
         return {"lightly": "not importable"}
@@ -303,7 +303,7 @@ def bench_epoch(device, batch_size, workers):
     rows = {}
     for backbone, steps in (("resnet18", 80),) if device.startswith("cuda") else (("resnet18", 4), ("convnet", 16)):
         images = photographs(batch_size * steps, 32)
-        ours = trainer("simclr", backbone, images, batch_size, device)
+        ours = trainer("simclr", backbone, images, batch_size, device, options=options)
         _, model, optimizer, args = build("simclr", backbone, 32, device)
         pictures = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in images]
         transform, criterion = SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0), NTXentLoss(args.temperature)
@@ -374,7 +374,7 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement, three rounds at least [10]")
     parser.add_argument("--quick", action="store_true", help="a second each, in batches of 16, to try it")
-    parser.add_argument("--compile", action="store_true", help="the networks of `step` and `methods`, as a run on a GPU has them")
+    parser.add_argument("--compile", action="store_true", help="the networks of `step`, `methods` and `epoch` (not lightly's), as a run on a GPU has them")
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS, help="of `step` and `methods` [all]")
     parser.add_argument("--only", nargs="+", help="augment, step, methods, precision, compile, epoch, probe, growth, recipes [all]")
     parser.add_argument("--workers", type=int, default=2, help="of lightly's DataLoader [2]")
@@ -388,7 +388,7 @@ def main():
     options = ("--compile",) if args.compile else ()
     parts = {"augment": lambda: bench_augment(args.device, seconds), "step": lambda: bench_step(args.methods, args.device, seconds, batch_size, options),
              "methods": lambda: bench_methods(args.methods, args.device, seconds, batch_size, options),
-             "precision": lambda: bench_precision(args.device, seconds, batch_size), "compile": lambda: bench_compile(args.device, seconds, batch_size), "epoch": lambda: bench_epoch(args.device, batch_size, args.workers),
+             "precision": lambda: bench_precision(args.device, seconds, batch_size), "compile": lambda: bench_compile(args.device, seconds, batch_size), "epoch": lambda: bench_epoch(args.device, batch_size, args.workers, options),
              "probe": lambda: bench_probe(seconds), "growth": lambda: bench_growth(args.device, seconds), "recipes": lambda: bench_recipes(args.device)}
     result = {"machine": {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine(), "cpu": CPU.get("cpu_name"),
                           "precision": evaluate.usual_precision(torch.device(args.device)), "python": platform.python_version(),

@@ -136,6 +136,28 @@ def test_split_batchnorm_is_a_pass_for_each_part():
     assert abs(layer.running_mean.item() - 100) < 1  # a tenth of the way, as with one part
 
 
+@pytest.mark.parametrize("shape", [(12, 3, 8, 8), (12, 5)])
+def test_split_batchnorm_at_once_is_that_in_turn(shape):
+    """On a GPU all parts are normalised in one operation. The running statistics move a tenth of the way to the parts' mean."""
+    one = (torch.nn.BatchNorm2d if len(shape) == 4 else torch.nn.BatchNorm1d)(shape[1], eps=0.1)
+    moco.SplitBatchNorm.convert(one, 3)
+    x = (torch.randn(shape) * torch.linspace(0.1, 3, 12).view(-1, *[1] * (len(shape) - 1)))
+    x = x.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else x
+    with torch.no_grad():
+        one.weight.uniform_(0.5, 2), one.bias.normal_()
+    two = copy.deepcopy(one)
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y, z = one.in_turn(a), two.at_once(b)
+    assert torch.allclose(y, z, atol=1e-5) and z.stride() == x.stride()
+    up = torch.randn(shape)
+    y.backward(up), z.backward(up)
+    for u, v in ((a.grad, b.grad), (one.weight.grad, two.weight.grad), (one.bias.grad, two.bias.grad)):
+        assert torch.allclose(u, v, rtol=1e-4, atol=1e-5)
+    parts = x.view(3, 4, shape[1], -1).transpose(1, 2).flatten(2)  # (parts, C, values)
+    assert torch.allclose(two.running_mean, 0.1 * parts.mean(2).mean(0), atol=1e-6)
+    assert torch.allclose(two.running_var, 0.9 + 0.1 * parts.var(2).mean(0), atol=1e-5)
+
+
 def test_each_part_has_statistics_of_its_own():
     model = make(splits=2)
     x = torch.randn(8, 3, 8, 8)
