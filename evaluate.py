@@ -859,17 +859,18 @@ def join(device_name, batch_size):
     return device
 
 
-def parallel(model, compile=False, sync_batchnorm=True):
-    """The model as the training loop calls it: its parts compiled if wanted and, among several processes, in
-    DistributedDataParallel, which averages gradients; BatchNorm takes its statistics over all processes (torch has
-    that on GPUs only, and there its SyncBatchNorm makes the host wait in every layer, and interrupts what torch.compile joins)."""
+def parallel(model, compile=None, sync_batchnorm=True):
+    """The model as the training loop calls it: its parts compiled if `compile`, a mode of torch.compile, is given and, among
+    several processes, in DistributedDataParallel, which averages gradients; BatchNorm takes its statistics over all processes
+    (torch has that on GPUs only, and there its SyncBatchNorm makes the host wait in every layer, and interrupts what torch.compile
+    joins)."""
     if dist.is_initialized() and sync_batchnorm and next(model.parameters()).is_cuda:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # replaces the layers inside, keeps their parameters
     if compile:
         for part in model.children():  # in place: the names of the parameters stay
             # dynamic=False: else two parts of one class would be taken for one that is given changing shapes. Not part.compile(),
             # which in torch 2.11 leaves an nn.Sequential as it is
-            part.forward = torch.compile(part.forward, dynamic=False)
+            part.forward = torch.compile(part.forward, dynamic=False, mode=compile)
     if not dist.is_initialized():
         return model
     with warnings.catch_warnings():

@@ -17,7 +17,6 @@ Two things that are compared take turns, so that another load on the machine hit
 """
 
 import argparse
-import contextlib
 import functools
 import gc
 import importlib
@@ -181,6 +180,15 @@ def host_waits_per_step(method, backbone_name, batch_size, device, options=()):
     return (waits[1] - waits[0]) / 2
 
 
+def work_of_gpu(call):
+    """How long a GPU computes in a call, and of how many pieces the work is; if it takes far less than the call, it waits."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        synchronize()
+    work = [e for e in profile.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
+    return {"gpu_busy_s": sum(e.self_device_time_total for e in work) / 1e6, "launches": sum(e.count for e in work)}
+
+
 def tidy():
     """Gives back what earlier measurements left: compiled networks refer to themselves, so only a collection ends them."""
     torch.compiler.reset()
@@ -216,8 +224,11 @@ def bench_step(methods, device, seconds, batch_size, options):
     steps, rows = steps_timed(device), {}
     images = photographs(batch_size * steps, 32)
     for method in methods:
-        t = take_turns({name: trainer(method, "resnet18", images, batch_size, device, name, options) for name in ("whole", "model", "batches")}, seconds)
+        calls = {name: trainer(method, "resnet18", images, batch_size, device, name, options) for name in ("whole", "model", "batches")}
+        t = take_turns(calls, seconds)
         rows[method] = {f"{name}_s": v / steps for name, v in t.items()} | {"not_the_model": 1 - t["model"] / t["whole"], "making_batches": t["batches"] / t["whole"]}
+        if device.startswith("cuda"):
+            rows[method] |= {name: v / steps for name, v in work_of_gpu(calls["whole"]).items()}
     return rows
 
 
@@ -255,24 +266,13 @@ def bench_precision(device, seconds, batch_size):
     return rows
 
 
-@contextlib.contextmanager
-def cuda_graphs():
-    """--compile with CUDA graphs, which the scripts do not use: do they pay?"""
-    compile = torch.compile
-    torch.compile = functools.partial(compile, mode="reduce-overhead")
-    try:
-        yield
-    finally:
-        torch.compile = compile
-
-
 def bench_compile(device, seconds, batch_size):
-    """Both trained by the method's own loop; the first compiled call also compiles, with nothing kept from earlier runs. On a
-    GPU also with CUDA graphs, which the scripts do not use."""
-    cache, rows = tempfile.TemporaryDirectory(ignore_cleanup_errors=True), {}  # removed at the end of this function
+    """All trained by the method's own loop; the first compiled call also compiles, with nothing kept from earlier runs. On a
+    GPU ResNet-18 alone, and also with CUDA graphs."""
+    cache, rows, on_gpu = tempfile.TemporaryDirectory(ignore_cleanup_errors=True), {}, device.startswith("cuda")  # removed at the end of this function
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache.name
     steps = 2 * steps_timed(device)
-    for backbone in ("convnet", "resnet18"):
+    for backbone in ("resnet18",) if on_gpu else ("convnet", "resnet18"):
         images = photographs(batch_size * steps, 32)
         make = lambda *options: trainer("simclr", backbone, images, batch_size, device, options=options)
         calls, first, failed = {"eager": make(), "compiled": make("--compile")}, {}, {}
@@ -281,8 +281,8 @@ def bench_compile(device, seconds, batch_size):
             calls[name]()
             synchronize()
             first[name] = time.perf_counter() - before
-        if device.startswith("cuda"):
-            graphs = cuda_graphs()(make("--compile"))
+        if on_gpu:
+            graphs = make("--compile", "reduce-overhead")
             try:  # they may not suit the loop; the others should be timed all the same
                 graphs(), graphs()
                 calls["compiled_cuda_graphs"] = graphs
@@ -374,7 +374,7 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement, three rounds at least [10]")
     parser.add_argument("--quick", action="store_true", help="a second each, in batches of 16, to try it")
-    parser.add_argument("--compile", action="store_true", help="the networks of `step`, `methods` and `epoch` (not lightly's), as a run on a GPU has them")
+    parser.add_argument("--compile", nargs="?", const="default", help="in this mode of torch.compile the networks of `step`, `methods` and `epoch` (not lightly's), as a run on a GPU has them")
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS, help="of `step` and `methods` [all]")
     parser.add_argument("--only", nargs="+", help="augment, step, methods, precision, compile, epoch, probe, growth, recipes [all]")
     parser.add_argument("--workers", type=int, default=2, help="of lightly's DataLoader [2]")
@@ -385,7 +385,7 @@ def main():
     batch_size = 512 if args.device.startswith("cuda") else batch_size
     torch.empty(31 * 2**18)  # 31 MB, freed: glibc then keeps what is freed, for all that is measured, as it does in a training run
     torch._dynamo.config.recompile_limit = 100  # of compiled networks in one process; beyond, torch would leave further ones as they are
-    options = ("--compile",) if args.compile else ()
+    options = ("--compile", args.compile) if args.compile else ()
     parts = {"augment": lambda: bench_augment(args.device, seconds), "step": lambda: bench_step(args.methods, args.device, seconds, batch_size, options),
              "methods": lambda: bench_methods(args.methods, args.device, seconds, batch_size, options),
              "precision": lambda: bench_precision(args.device, seconds, batch_size), "compile": lambda: bench_compile(args.device, seconds, batch_size), "epoch": lambda: bench_epoch(args.device, batch_size, args.workers, options),

@@ -109,7 +109,7 @@ def test_compiled_parts_keep_names_values_and_gradients_and_know_their_shapes(mo
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(inplace=True))
     plain = nn.Sequential(backbone, nn.Sequential(nn.Linear(5, 2)))  # the two share a forward, and take inputs of two shapes
-    compiled = evaluate.parallel(copy.deepcopy(plain), compile=True)
+    compiled = evaluate.parallel(copy.deepcopy(plain), compile="default")
     assert list(compiled.state_dict()) == list(plain.state_dict())
     x = torch.randn(8, 3, 2, 1)
     for a in (plain(x), compiled(x)):
@@ -825,7 +825,7 @@ def test_a_run_that_goes_on_elsewhere_says_so(tmp_path, monkeypatch, capsys):
 
 def test_a_run_may_go_on_on_any_machine_and_says_on_which_it_was(tmp_path, monkeypatch, capsys):
     run = make_run(tmp_path)
-    make_run(tmp_path, resume=True, cache="elsewhere", root="r", download=True, compile=True)
+    make_run(tmp_path, resume=True, cache="elsewhere", root="r", download=True, compile="default")
     old = evaluate.read_config(run.folder)
     for name in ("python", "torch", "torchvision", "numpy", "pillow", "threads", "machine", "git_commit", "precision"):
         evaluate.write_json(run.folder / "config.json", old | {name: "other"})

@@ -1,5 +1,6 @@
 """On a GPU: what it computes is what a CPU computes, and the host never waits for it. Skipped where there is none."""
 
+import copy
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from test_scripts import METHODS, check_run, cut, photos, printed
 
 import bench
 import evaluate
+import moco
 import pairs
 
 DEVICE = "cuda"
@@ -36,6 +38,18 @@ def test_streamed_batches_are_those_of_images_in_memory():
 @pytest.mark.parametrize("method", METHODS)
 def test_the_host_does_not_wait_between_lines_of_the_log(method):
     assert bench.host_waits_per_step(method, "convnet", 64, DEVICE, ["--blur", "0.5", "0.5", "--solarize", "0.2", "0.2"]) == 0
+
+
+def test_split_batchnorm_is_that_of_a_cpu():
+    here = moco.SplitBatchNorm(64)
+    here.parts = 4
+    x = torch.randn(32, 64, 8, 8)
+    there = copy.deepcopy(here).to(DEVICE)
+    for network, batch in ((here, x), (there, x.to(DEVICE, memory_format=torch.channels_last))):
+        y = network(batch)
+        y.square().sum().backward()
+    assert torch.allclose(y.cpu(), here(x), atol=1e-4) and y.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(there.weight.grad.cpu(), here.weight.grad, rtol=1e-3)
 
 
 def test_float32_is_float32():
@@ -84,11 +98,12 @@ def test_every_method_trains_streams_and_resumes(method, photos, tmp_path, monke
     assert loss_of(tmp_path / "cut") == alike(tmp_path / "run")
 
 
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])  # the second with CUDA graphs
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_compiles(method, photos, tmp_path):  # up to a minute each, MoCo's several: pytest -k "not compiles" goes without
+def test_every_method_compiles(method, mode, photos, tmp_path):  # up to a minute each: pytest -k "not compiles" goes without
     torch.compiler.reset()  # the other methods' compiled networks count too, and of more than eight torch compiles no more
     printed(*small(method, photos, tmp_path / "run"))
-    printed(*small(method, photos, tmp_path / "compiled"), "--compile")
+    printed(*small(method, photos, tmp_path / "compiled"), "--compile", mode)
     check_run(tmp_path / "compiled", {"method": method, "device": DEVICE})
     assert loss_of(tmp_path / "compiled") == alike(tmp_path / "run")
 

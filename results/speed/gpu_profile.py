@@ -1,0 +1,41 @@
+"""What a GPU does in a step of SimCLR, ResNet-18 on two views of 512 images of 32 px, in bf16, not compiled: milliseconds a
+step, then each kind of kernel. From the repository's root:
+
+    python results/speed/gpu_profile.py > results/speed/gpu_profile.txt
+"""
+
+import sys
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+sys.path[:0] = [".", "tests"]
+import bench
+import evaluate
+
+BATCH, STEPS = 512, 20
+
+evaluate.pick_device("cuda")
+images = bench.photographs(BATCH * STEPS, 32)
+
+
+def ms(what):
+    call = bench.trainer("simclr", "resnet18", images, BATCH, "cuda", what)
+    return round(bench.take_turns({what: call}, 0)[what] / STEPS * 1000, 2)
+
+
+print("ms/step: whole, model, batches", [ms(what) for what in ("whole", "model", "batches")], flush=True)
+torch.backends.cudnn.benchmark = True
+print("cudnn.benchmark: whole, model", [ms(what) for what in ("whole", "model")], flush=True)
+torch.backends.cudnn.benchmark = False
+for what, shown in ("model", 24), ("batches", 14):
+    call = bench.trainer("simclr", "resnet18", images, BATCH, "cuda", what)
+    call()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as p:
+        call()
+        torch.cuda.synchronize()
+    kernels = [e for e in p.key_averages() if e.self_device_time_total > 0 and e.device_type == torch.autograd.DeviceType.CUDA]
+    print(what, "GPU busy ms/step", sum(e.self_device_time_total for e in kernels) / STEPS / 1000, "kernels/step", sum(e.count for e in kernels) / STEPS)
+    for e in sorted(kernels, key=lambda e: -e.self_device_time_total)[:shown]:
+        print(f"  {e.self_device_time_total / STEPS / 1000:7.3f} ms  {e.count / STEPS:6.1f}x  {e.key[:110]}")
