@@ -1337,7 +1337,7 @@ def read_voc_annotation(file):
                 names.append(item.find("name").text.strip())
                 boxes.append(box)
                 difficult.append((item.findtext("difficult") or "0").strip() == "1")
-    except (OSError, ElementTree.ParseError, AttributeError, ValueError) as error:
+    except (OSError, ElementTree.ParseError, LookupError, AttributeError, ValueError) as error:  # LookupError: no such encoding
         raise UserError(f"cannot read the annotation {file}: {error}") from None
     return {"names": names, "boxes": boxes, "difficult": difficult}
 

@@ -1797,9 +1797,10 @@ def test_mistakes_in_a_voc_folder_are_named(tmp_path):
     (voc / "JPEGImages" / "000004.jpg").unlink()
     with pytest.raises(UserError, match="1 image.* missing: .*000004.jpg"):
         pairs.load_boxes([str(voc)])
-    (voc / "Annotations" / "000002.xml").write_text("<annotation><object>")
-    with pytest.raises(UserError, match="cannot read the annotation .*000002.xml"):
-        pairs.load_boxes([str(voc)])
+    for text in "<annotation><object>", '<?xml version="1.0" encoding="no-such"?><annotation></annotation>':
+        (voc / "Annotations" / "000002.xml").write_text(text)
+        with pytest.raises(UserError, match="cannot read the annotation .*000002.xml"):
+            pairs.load_boxes([str(voc)])
     for twice in ([str(voc)] * 2, [str(tmp_path), str(voc)]):
         with pytest.raises(UserError, match="one folder is named twice, or lies in another"):
             pairs.load_boxes(twice)
