@@ -84,7 +84,7 @@ def parse_args(argv=None):
     add("--seed", type=pairs.seed_int, default=0, help="seed of the scenes, the weights, the order, the partners and the augmentation [0]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
     add("--precision", choices=["bfloat16", "float32"], help="number format of the networks (losses: always float32); float32 is the same on every machine but for rounding [bfloat16 where that is faster]")
-    add("--compile", nargs="?", const="default", choices=["default", "reduce-overhead", "max-autotune"], help="torch.compile the networks, in this mode; reduce-overhead takes CUDA graphs. For GPUs: costs time at the start, and gains little on a CPU (README, Speed)")
+    add("--compile", nargs="?", const="default", choices=["default", "reduce-overhead", "max-autotune"], help="torch.compile the networks, in this mode; the last two use CUDA graphs. For GPUs: costs time at the start, and gains little on a CPU (README, Speed)")
     add("--out", help="run folder [runs/<method>-<pairs>-<data>-seed<seed>]")
     add("--resume", action="store_true", help="go on from the run folder's checkpoint, with the same options")
     add("--without", default="", help="transforms to switch off, comma-separated: crop, flip, jitter, gray, blur, solarize [none]")
@@ -126,7 +126,7 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training:
             return super().forward(x)
         self.num_batches_tracked.add_(self.parts)
-        return self.at_once(x) if x.is_cuda else self.in_turn(x)
+        return self.at_once(x) if x.is_cuda and self.parts > 1 else self.in_turn(x)
 
     def in_turn(self, x):
         momentum = 1 - (1 - self.momentum) ** (1 / self.parts)  # all parts together move the running statistics as one batch would
@@ -134,11 +134,12 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
         return torch.cat([F.batch_norm(part, *state) for part in x.chunk(self.parts)])  # as super().forward, in fewer operations
 
     def at_once(self, x):
-        """The same but for the order of the sums, for a GPU, where every operation costs a launch: to an instance norm each
-        part is an instance."""
+        """The same for a GPU, where every operation costs a launch: to an instance norm each part is an instance. Only sums are in
+        another order, and in the running statistics all parts count equally, in turn later ones slightly more."""
         x = x.unflatten(0, (self.parts, -1)).transpose(1, 2)  # (parts, C, N / parts, ...)
         x = F.instance_norm(x, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum, self.eps)
-        return x.movedim(1, -1).contiguous().movedim(-1, 2).flatten(0, 1)  # channels last in memory, as it came
+        x = x.movedim(1, -1).contiguous().movedim(-1, 2).flatten(0, 1)  # channels last in memory, as it came
+        return x.clone()  # what follows in place (ReLU) would cost more in the backward pass of a view
 
 
 class MoCo(nn.Module):

@@ -185,8 +185,8 @@ def work_of_gpu(call):
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         call()
         synchronize()
-    work = [e for e in profile.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
-    return {"gpu_busy_s": sum(e.self_device_time_total for e in work) / 1e6, "launches": sum(e.count for e in work)}
+    work = [e for e in profile.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA and not e.is_user_annotation]
+    return {"gpu_busy_s": sum(e.self_device_time_total for e in work) / 1e6, "kernels_and_copies": sum(e.count for e in work)}
 
 
 def tidy():
@@ -374,7 +374,7 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement, three rounds at least [10]")
     parser.add_argument("--quick", action="store_true", help="a second each, in batches of 16, to try it")
-    parser.add_argument("--compile", nargs="?", const="default", help="in this mode of torch.compile the networks of `step`, `methods` and `epoch` (not lightly's), as a run on a GPU has them")
+    parser.add_argument("--compile", nargs="?", const="default", choices=["default", "reduce-overhead", "max-autotune"], help="in this mode of torch.compile the networks of `step`, `methods` and `epoch` (not lightly's), as a run on a GPU has them")
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS, help="of `step` and `methods` [all]")
     parser.add_argument("--only", nargs="+", help="augment, step, methods, precision, compile, epoch, probe, growth, recipes [all]")
     parser.add_argument("--workers", type=int, default=2, help="of lightly's DataLoader [2]")

@@ -150,7 +150,7 @@ def test_split_batchnorm_at_once_is_that_in_turn(shape):
     y, z = one.in_turn(a), two.at_once(b)
     assert torch.allclose(y, z, atol=1e-5) and z.stride() == x.stride()
     up = torch.randn(shape)
-    y.backward(up), z.backward(up)
+    y.relu_().backward(up), z.relu_().backward(up)  # in place, as in a ResNet
     for u, v in ((a.grad, b.grad), (one.weight.grad, two.weight.grad), (one.bias.grad, two.bias.grad)):
         assert torch.allclose(u, v, rtol=1e-4, atol=1e-5)
     parts = x.view(3, 4, shape[1], -1).transpose(1, 2).flatten(2)  # (parts, C, values)

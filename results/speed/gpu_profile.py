@@ -35,7 +35,7 @@ for what, shown in ("model", 24), ("batches", 14):
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as p:
         call()
         torch.cuda.synchronize()
-    kernels = [e for e in p.key_averages() if e.self_device_time_total > 0 and e.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [e for e in p.key_averages() if e.self_device_time_total > 0 and e.device_type == torch.autograd.DeviceType.CUDA and not e.is_user_annotation]
     print(what, "GPU busy ms/step", sum(e.self_device_time_total for e in kernels) / STEPS / 1000, "kernels/step", sum(e.count for e in kernels) / STEPS)
     for e in sorted(kernels, key=lambda e: -e.self_device_time_total)[:shown]:
         print(f"  {e.self_device_time_total / STEPS / 1000:7.3f} ms  {e.count / STEPS:6.1f}x  {e.key[:110]}")
