@@ -859,7 +859,7 @@ def join(device_name, batch_size):
     return device
 
 
-def parallel(model, compile=None, sync_batchnorm=True):
+def parallel(model, compile=False, sync_batchnorm=True):
     """The model as the training loop calls it: its parts compiled if `compile`, a mode of torch.compile, is given and, among
     several processes, in DistributedDataParallel, which averages gradients; BatchNorm takes its statistics over all processes
     (torch has that on GPUs only, and there its SyncBatchNorm makes the host wait in every layer, and interrupts what torch.compile

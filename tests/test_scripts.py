@@ -443,7 +443,7 @@ def test_help_names_every_option_with_its_default():
         assert len(actions) > 25
         for action in actions:
             assert action.option_strings[0] in text
-            if action.nargs == 0 or action.dest == "device":  # a switch, off unless given; and whatever the machine has
+            if action.nargs in (0, "?") or action.dest == "device":  # a switch, off unless given; and whatever the machine has
                 continue
             if action.dest in recipes["scenes"]:
                 shown = f"{recipes['scenes'][action.dest]} on scenes, {recipes['photographs'][action.dest]} on photographs"
