@@ -180,13 +180,12 @@ def host_waits_per_step(method, backbone_name, batch_size, device, options=()):
     return (waits[1] - waits[0]) / 2
 
 
-def work_of_gpu(call):
-    """How long a GPU computes in a call, and of how many pieces the work is; if it takes far less than the call, it waits."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+def kernels_of(call):
+    """The kinds of kernels and copies on a GPU in a call, as torch.profiler counts them."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]) as profile:
         call()
         synchronize()
-    work = [e for e in profile.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA and not e.is_user_annotation]
-    return {"gpu_busy_s": sum(e.self_device_time_total for e in work) / 1e6, "kernels_and_copies": sum(e.count for e in work)}
+    return [e for e in profile.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA and not e.is_user_annotation]
 
 
 def tidy():
@@ -228,7 +227,8 @@ def bench_step(methods, device, seconds, batch_size, options):
         t = take_turns(calls, seconds)
         rows[method] = {f"{name}_s": v / steps for name, v in t.items()} | {"not_the_model": 1 - t["model"] / t["whole"], "making_batches": t["batches"] / t["whole"]}
         if device.startswith("cuda"):
-            rows[method] |= {name: v / steps for name, v in work_of_gpu(calls["whole"]).items()}
+            kernels = kernels_of(calls["whole"])  # far shorter together than the step: the GPU waits
+            rows[method] |= {"gpu_busy_s": sum(e.self_device_time_total for e in kernels) / 1e6 / steps, "kernels_and_copies": sum(e.count for e in kernels) / steps}
     return rows
 
 

@@ -443,7 +443,7 @@ def test_help_names_every_option_with_its_default():
         assert len(actions) > 25
         for action in actions:
             assert action.option_strings[0] in text
-            if action.nargs in (0, "?") or action.dest == "device":  # a switch, off unless given; and whatever the machine has
+            if action.nargs == 0 or action.dest == "device":  # a switch, off unless given; and whatever the machine has
                 continue
             if action.dest in recipes["scenes"]:
                 shown = f"{recipes['scenes'][action.dest]} on scenes, {recipes['photographs'][action.dest]} on photographs"
@@ -454,7 +454,7 @@ def test_help_names_every_option_with_its_default():
             elif action.default is None:  # it depends on other options, in words
                 shown = action.help.removesuffix("]").rsplit("[", 1)[1]
             else:
-                shown = " ".join(f"{v:g}" for v in action.default) if isinstance(action.default, list) else "none" if action.default == "" else action.default
+                shown = " ".join(f"{v:g}" for v in action.default) if isinstance(action.default, list) else "none" if action.default == "" else "off" if action.default is False else action.default
                 shown = f"{shown:g}" if isinstance(shown, float) else shown
             assert action.help.endswith(f"[{shown}]"), action.dest
 

@@ -7,7 +7,6 @@ step, then each kind of kernel. From the repository's root:
 import sys
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 sys.path[:0] = [".", "tests"]
 import bench
@@ -31,11 +30,7 @@ torch.backends.cudnn.benchmark = False
 for what, shown in ("model", 24), ("batches", 14):
     call = bench.trainer("simclr", "resnet18", images, BATCH, "cuda", what)
     call()
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as p:
-        call()
-        torch.cuda.synchronize()
-    kernels = [e for e in p.key_averages() if e.self_device_time_total > 0 and e.device_type == torch.autograd.DeviceType.CUDA and not e.is_user_annotation]
+    kernels = bench.kernels_of(call)
     print(what, "GPU busy ms/step", sum(e.self_device_time_total for e in kernels) / STEPS / 1000, "kernels/step", sum(e.count for e in kernels) / STEPS)
     for e in sorted(kernels, key=lambda e: -e.self_device_time_total)[:shown]:
         print(f"  {e.self_device_time_total / STEPS / 1000:7.3f} ms  {e.count / STEPS:6.1f}x  {e.key[:110]}")
