@@ -210,27 +210,29 @@ def false_partners(labels, generator):
     return by_class[u + n_c * (u >= start)] if (n_c < len(labels)).any() else torch.arange(len(labels))
 
 
-def batches(source, epoch, batch_size, view1, view2, device, images=None):
+def batches(source, epoch, batch_size, view1, view2, device, images=None, at_once=2**25):
     """Yields the batches (x1, x2) of an epoch of the Pairs `source`, each float (batch_size, 3, S, S), augmented on `device`.
 
     x1 shows the anchors under `view1`, x2 the partners under `view2`. The last, smaller batch is dropped:
     batch statistics and MoCo's queue need equal batches. `images` is the pool, if already on the device. Of
-    several processes each gets its share of every batch, batch_size / processes pairs.
+    several processes each gets its share of every batch, batch_size / processes pairs. On a GPU several batches are
+    augmented together, `at_once` numbers, as every operation costs a launch; their views are the same as one by one.
     """
     images = to_device(source.pool.images, device) if images is None else images
     rank, world = rank_and_world()
     generator = stream("augment", source.seed, epoch, *([rank] if world > 1 else []))  # each process draws its own numbers
-    n, share = len(source) // batch_size, batch_size // world
+    n, share, size = len(source) // batch_size, batch_size // world, images.shape[-1]
     mine = lambda index: index[: n * batch_size].view(n, world, share)[:, rank].to(images.device)  # (n, share): of n batches
-    anchors, partners = map(mine, source.epoch(epoch))
-    index = list(zip(anchors, partners))
-    on_device = images.device.type == torch.device(device).type
-    taken = ((images[a], images[b]) for a, b in index) if on_device else streamed(images, index, device)
-    for a, b in taken:
-        if view1 == view2:  # in one go, as every operation costs a launch
-            yield augment(torch.cat([a, b]), view1, generator).chunk(2)
-        else:
-            yield augment(a, view1, generator), augment(b, view2, generator)
+    rows = torch.cat([mine(index) for index in source.epoch(epoch)], 1)  # (n, 2 share): of a batch the anchors, then the partners
+    kind = torch.device(device).type
+    together = 1 if kind == "cpu" else max(1, at_once // (2 * share * 3 * size**2))  # batches
+    index = [group.flatten() for group in rows.split(together)] if n else []
+    taken = (images[i] for i in index) if images.device.type == kind else streamed(images, index, device)
+    views = [(view1, 2 * share)] if view1 == view2 else [(view1, share), (view2, share)]
+    for x in taken:
+        draws = [draw(view, k, size, generator) for _ in range(len(x) // (2 * share)) for view, k in views]
+        x = apply(x, {name: torch.cat([drawn[name] for drawn in draws]) for name in draws[0]})
+        yield from (batch.chunk(2) for batch in x.split(2 * share))
 
 
 def to_device(images, device, share=0.3):
@@ -244,15 +246,15 @@ def to_device(images, device, share=0.3):
 
 
 def streamed(images, index, device):
-    """Yields (images[a], images[b]) on the device for each (a, b) of index; a thread gathers the next ones meanwhile, for a
-    GPU into pinned memory, so that the host need not wait for the copy."""
+    """Yields images[rows] on the device for the rows in index; a thread gathers the next ones meanwhile, for a GPU into
+    pinned memory, so that the host need not wait for the copy."""
     pin = torch.device(device).type == "cuda"
-    gather = lambda pair: [images[rows].pin_memory() if pin else images[rows] for rows in pair]
+    gather = lambda rows: images[rows].pin_memory() if pin else images[rows]
     with ThreadPoolExecutor(1) as thread:
         ahead = thread.submit(gather, index[0])
-        for following in [*index[1:], ()]:  # after the last there is nothing to gather
+        for following in [*index[1:], []]:  # after the last there is nothing to gather
             now, ahead = ahead.result(), thread.submit(gather, following)
-            yield tuple(x.to(device, non_blocking=pin) for x in now)
+            yield now.to(device, non_blocking=pin)
 
 
 # ------------------------------------------------------------------------------------- augmentation
@@ -317,18 +319,23 @@ def draw(view, n, size, generator):
     }
 
 
-def augment(images, view, generator, at_once=256 * 3 * 32**2):
+def augment(images, view, generator):
     """A batch uint8 (N, 3, S, S) under one view: float32 (N, 3, S, S), ImageNet-normalised, same device.
 
     Parameters are drawn independently for each image by a CPU `generator`; the distribution is that of torchvision's
     RandomResizedCrop, RandomHorizontalFlip, ColorJitter, RandomGrayscale, GaussianBlur, RandomSolarize applied image by
-    image, in a few operations on the whole batch (on a CPU on parts of it that suit its cache: `at_once` numbers, but at
-    least 8 images). Raises ValueError for images that are not square, RGB and uint8.
+    image. Raises ValueError for images that are not square, RGB and uint8.
     """
+    return apply(images, draw(view, len(images), images.shape[-1], generator))
+
+
+def apply(images, draws, at_once=256 * 3 * 32**2):
+    """augment, with parameters as `draw` gives them, in a few operations on the whole batch (on a CPU on parts of it that
+    suit its cache: `at_once` numbers, but at least 8 images)."""
     n, size = len(images), images.shape[-1]
     if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
         raise ValueError(f"augment takes square RGB images, uint8 (N, 3, S, S), not {images.dtype} {tuple(images.shape)}")
-    draws, out = draw(view, n, size, generator), torch.empty_like(images, dtype=torch.float32)
+    out = torch.empty_like(images, dtype=torch.float32)
     part = max(8, at_once // (3 * size**2)) if images.device.type == "cpu" else n
     for start in range(0, n, part):
         rows = slice(start, start + part)

@@ -85,18 +85,20 @@ def photographs(n, size):
 
 
 def bench_augment(device, seconds):
-    """Views/s at 32 px without blur, SimCLR's recipe for CIFAR, and at 224 px with it; `ms` is the time of a call, on a GPU of
-    1,024 views of 32 px, two of each of 512 images, as pairs.batches makes them."""
+    """Views/s at 32 px without blur, SimCLR's recipe for CIFAR, and at 224 px with it; `ms` is the time of a batch of `views`,
+    two of each image, as pairs.batches makes them: on a GPU several batches of 32 px together."""
     rows = {}
     many = device.startswith("cuda")  # a few views would take it as long
     for size, n, blur in ((32, 1024 if many else 512, 0.0), (224, 256 if many else 32, 0.5)):
-        images, generator = photographs(n, size).to(device), torch.Generator().manual_seed(0)
-        view = pairs.Augmentation(crop=(0.08, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), p_blur=blur)
+        steps, view = 20 if many else 1, pairs.Augmentation(crop=(0.08, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), p_blur=blur)
+        images = photographs(n // 2, size).to(device).repeat(2 * steps, 1, 1, 1)  # 2: kornia needs n of them
+        source = pairs.make_pairs("augmented", pairs.ImageSet("", images[: steps * n // 2], torch.zeros(steps * n // 2, dtype=torch.long), ["any"]), 0)
         one = [T.RandomResizedCrop(size, (0.08, 1.0), antialias=True), T.RandomHorizontalFlip(), T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8), T.RandomGrayscale(0.2)]
         one += [T.RandomApply([T.GaussianBlur(size // 10 // 2 * 2 + 1, (0.1, 2.0))], 0.5)] if blur else []
         one = T.Compose([*one, T.ToDtype(torch.float32, scale=True), T.Normalize(pairs.IMAGENET_MEAN, pairs.IMAGENET_STD)])
         cpu = images[:32].cpu()
-        calls, views = {"ours": lambda: pairs.augment(images, view, generator), "torchvision": lambda: [one(x) for x in cpu]}, {"ours": n, "torchvision": 32}
+        calls = {"ours": lambda: [len(x1) for x1, _ in pairs.batches(source, 0, n // 2, view, view, device)], "torchvision": lambda: [one(x) for x in cpu]}
+        views = {"ours": steps * n, "torchvision": 32}
         if importable("lightly.transforms"):
             from lightly.transforms import SimCLRTransform
 
@@ -108,9 +110,9 @@ def bench_augment(device, seconds):
 
             parts = [K.RandomResizedCrop((size, size), (0.08, 1.0)), K.RandomHorizontalFlip(), K.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8), K.RandomGrayscale(p=0.2)]
             batch = K.AugmentationSequential(*parts, *([K.RandomGaussianBlur((23, 23), (0.1, 2.0), p=0.5)] if blur else []))
-            calls["kornia"], views["kornia"] = lambda: batch(images.float() / 255), n
+            calls["kornia"], views["kornia"] = lambda: batch(images[:n].float() / 255), n
         t = take_turns(calls, seconds)
-        rows[f"{size} px"] = {name: views[name] / t[name] for name in t} | {"views": n, "ms": 1000 * t["ours"]}
+        rows[f"{size} px"] = {name: views[name] / t[name] for name in t} | {"views": n, "ms": 1000 * t["ours"] / steps}
     return rows
 
 
@@ -135,16 +137,18 @@ def steps_timed(device):
     return 40 if device.startswith("cuda") else 2
 
 
-def trainer(method, backbone_name, images, batch_size, device, what="whole", options=()):
+def trainer(method, backbone_name, images, batch_size, device, what="whole", options=(), **how):
     """A call that trains one epoch over the images with the method's own loop. what: "whole"; "model" feeds it one batch
-    again and again, already augmented: what is left is the model; "batches" makes the batches and trains nothing."""
+    again and again, already augmented: what is left is the model; "batches" makes the batches and trains nothing. how: for
+    pairs.batches."""
     parts = ("--bn-splits", str(max(1, min(8, batch_size // 8)))) if method == "moco" else ()
     module, model, optimizer, args = build(method, backbone_name, images.shape[-1], device, (*parts, *options))
     args.batch_size, args.epochs = batch_size, 1
     images = pairs.to_device(images, device)
     source = pairs.Pairs(pairs.ImageSet("", images, torch.zeros(len(images), dtype=torch.long), ["any"]), "semantic", 0)
     view1, view2 = pairs.make_views(args, images.shape[-1])
-    batches, one = pairs.batches, next(pairs.batches(source, 0, batch_size, view1, view2, device))
+    plain, batches = pairs.batches, functools.partial(pairs.batches, **how)
+    one = next(batches(source, 0, batch_size, view1, view2, device))
     run = types.SimpleNamespace(epoch=0, first=True, printed=math.inf, printed_step=0, total=2**62, epochs=1, save=lambda *_: None)
     run.log = functools.partial(evaluate.Run.log, run)  # the log itself, but none of its lines
 
@@ -156,17 +160,17 @@ def trainer(method, backbone_name, images, batch_size, device, what="whole", opt
         run.step, run.losses = 0, 0.0
         pairs.batches = (lambda *_: (one for _ in range(len(images) // batch_size))) if what == "model" else batches
         module.train(model, optimizer, source, view1, view2, run, args)
-        pairs.batches = batches
+        pairs.batches = plain
 
     return call
 
 
 def host_waits_per_step(method, backbone_name, batch_size, device, options=()):
     """How often the host waits for the GPU in a step: the difference of epochs of 4 and of 2 steps, by two (an epoch waits
-    while it begins)."""
+    while it begins). Batches are made one by one: a wait for several together would be in both epochs."""
     waits = []
     for steps in (2, 4):
-        call = trainer(method, backbone_name, photographs(batch_size * steps, 32), batch_size, device, options=options)
+        call = trainer(method, backbone_name, photographs(batch_size * steps, 32), batch_size, device, options=options, at_once=1)
         call()
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")

@@ -112,8 +112,7 @@ def read_whole(file, buffer=bytearray(1 << 23)):
 
 def read_shuffled(images, batch_size):
     """Every image once as an anchor or a partner, in random order, in batches."""
-    index = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).split(batch_size)
-    for _ in pairs.streamed(images, [(rows[: len(rows) // 2], rows[len(rows) // 2 :]) for rows in index], "cpu"):
+    for _ in pairs.streamed(images, torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).split(batch_size), "cpu"):
         pass
 
 
@@ -148,8 +147,7 @@ def bench_memory(scratch, gigabytes):
                 "anon = lambda: next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('RssAnon'))\n"
                 "images = pairs.mapped(sys.argv[1], (int(sys.argv[2]), 3, 256, 256))\n"
                 "before, peak = anon(), 0\n"
-                "rows = torch.randperm(len(images)).split(128)\n"
-                "for _ in pairs.streamed(images, list(zip(rows[::2], rows[1::2])), 'cpu'):\n"
+                "for _ in pairs.streamed(images, torch.randperm(len(images)).split(256), 'cpu'):\n"
                 "    peak = max(peak, anon())\n"
                 "print(before, peak)\n")
         done = subprocess.run([sys.executable, "-c", code, file, str(n)], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True)

@@ -27,13 +27,20 @@ def test_views_are_those_of_a_cpu(size):
     assert flipped < 1e-3 and here.std() > 0.5
 
 
+@pytest.mark.parametrize("view2", [pairs.Augmentation(), pairs.Augmentation(p_gray=0.5)])
+def test_batches_augmented_together_are_those_of_a_cpu(view2):
+    source = pairs.make_pairs("semantic", pairs.ImageSet("", bench.photographs(96, 32), torch.arange(96) % 4, list("abcd")), 0)
+    here, there = (list(pairs.batches(source, 0, 16, pairs.Augmentation(), view2, device, at_once=4 * 32 * 3 * 32**2)) for device in ("cpu", DEVICE))
+    assert len(here) == len(there) == 6  # on the GPU 4 together, then 2
+    for x, y in zip(map(torch.cat, here), map(torch.cat, there)):
+        assert ((x - y.cpu()).abs() > 1e-3).float().mean() < 1e-3 and x.std() > 0.5
+
+
 def test_streamed_batches_are_those_of_images_in_memory():
-    source = pairs.make_pairs("semantic", pairs.ImageSet("", bench.photographs(64, 32), torch.arange(64) % 4, ["a", "b", "c", "d"]), 0)
-    anchor, partner = source.epoch(0)
-    index = list(zip(anchor.split(16), partner.split(16)))
-    for (a, b), (x, y) in zip(index, pairs.streamed(source.pool.images, index, DEVICE), strict=True):
+    images, index = bench.photographs(64, 32), torch.randperm(64).split(16)
+    for rows, x in zip(index, pairs.streamed(images, index, DEVICE), strict=True):
         assert x.device.type == DEVICE
-        assert torch.equal(source.pool.images[a], x.cpu()) and torch.equal(source.pool.images[b], y.cpu())
+        assert torch.equal(images[rows], x.cpu())
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -16,6 +16,8 @@ import evaluate
 import pairs
 
 CUDA = torch.device("cuda")
+SOURCE = pairs.make_pairs("semantic", pairs.ImageSet("", bench.photographs(32, 32), torch.arange(32) % 4, list("abcd")), 0)
+VIEWS = pairs.Augmentation(), pairs.Augmentation(p_gray=0.5, p_solarize=0.2)
 # they need a value, or how many there are
 WAITS = {"item", "tolist", "cpu", "numpy", "nonzero", "unique", "bincount", "masked_select", "equal", "allclose", "svdvals",
          "__bool__", "__int__", "__float__", "__index__"}
@@ -77,8 +79,8 @@ def gpu(monkeypatch):
 @pytest.mark.parametrize("method", bench.METHODS)
 def test_the_host_does_not_wait_between_lines_of_the_log(gpu, method):
     waits = []
-    for steps in (1, 2):  # an epoch waits while it begins
-        train = bench.trainer(method, "convnet", bench.photographs(16 * steps, 32), 16, "cuda", options=["--blur", "0.5", "0.5", "--solarize", "0.2", "0.2"])
+    for steps in (1, 2):  # an epoch waits while it begins; batches one by one: a wait for both together would be in both epochs
+        train = bench.trainer(method, "convnet", bench.photographs(16 * steps, 32), 16, "cuda", options=["--blur", "0.5", "0.5", "--solarize", "0.2", "0.2"], at_once=1)
         before = gpu.waits
         train()
         waits.append(gpu.waits - before)
@@ -87,9 +89,20 @@ def test_the_host_does_not_wait_between_lines_of_the_log(gpu, method):
 
 def test_batches_of_images_that_stay_on_the_disk_are_those_of_images_on_the_gpu(gpu, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)  # in the thread that reads ahead there is no imitation
-    source = pairs.make_pairs("semantic", pairs.ImageSet("", bench.photographs(32, 32), torch.arange(32) % 4, list("abcd")), 0)
-    of = lambda images: [torch.cat(batch).cpu() for batch in pairs.batches(source, 0, 8, pairs.Augmentation(), pairs.Augmentation(p_gray=0.5), "cuda", images)]
-    assert len(of(None)) == 4 and all(torch.equal(a, b) for a, b in zip(of(None), of(source.pool.images), strict=True))
+    of = lambda images: [torch.cat(batch).cpu() for batch in pairs.batches(SOURCE, 0, 8, *VIEWS, "cuda", images)]
+    assert len(of(None)) == 4 and all(torch.equal(a, b) for a, b in zip(of(None), of(SOURCE.pool.images), strict=True))
+
+
+@pytest.mark.parametrize("views", [VIEWS, VIEWS[:1] * 2])
+@pytest.mark.parametrize("together", [1, 3, 5])  # 3: the last batch is alone
+def test_batches_augmented_together_on_a_gpu_are_those_of_a_cpu_one_by_one(gpu, monkeypatch, together, views):
+    called, apply = [], pairs.apply
+    monkeypatch.setattr(pairs, "apply", lambda images, draws: called.append(len(images)) or apply(images, draws))
+    here = list(pairs.batches(SOURCE, 0, 8, *views, "cpu"))
+    there = list(pairs.batches(SOURCE, 0, 8, *views, "cuda", at_once=together * 16 * 3 * 32**2))
+    assert called == [16] * 4 + {1: [16] * 4, 3: [48, 16], 5: [64]}[together]
+    for batch, other in zip(here, there, strict=True):
+        assert all(torch.allclose(x, y.cpu(), atol=1e-5) for x, y in zip(batch, other, strict=True))
 
 
 def test_heads_run_on_a_gpu(gpu):

@@ -361,8 +361,9 @@ def test_crops_equal_torchvisions_resize():
 
 
 def test_parts_join_to_what_one_part_gives():
-    images, view = photos(40), pairs.Augmentation(p_blur=0.5, p_solarize=0.5)
-    parts, whole = (pairs.augment(images, view, pairs.stream("parts"), at_once) for at_once in (1, 40 * images[0].numel()))
+    images = photos(40)
+    draws = pairs.draw(pairs.Augmentation(p_blur=0.5, p_solarize=0.5), 40, images.shape[-1], pairs.stream("parts"))
+    parts, whole = (pairs.apply(images, draws, at_once) for at_once in (1, 40 * images[0].numel()))
     assert torch.allclose(parts, whole, atol=1e-5) and parts.std() > 0.1
 
 
@@ -932,11 +933,9 @@ def test_a_killed_build_of_small_images_loses_none(tmp_path):
 
 
 def test_streamed_batches_are_those_of_images_in_memory():
-    source = pairs.make_pairs("semantic", pool(torch.arange(64) % 4), 0)
-    anchor, partner = source.epoch(0)
-    index = list(zip(anchor.split(16), partner.split(16)))
-    for (a, b), (x, y) in zip(index, pairs.streamed(source.pool.images, index, "cpu"), strict=True):
-        assert torch.equal(source.pool.images[a], x) and torch.equal(source.pool.images[b], y)
+    images, index = pool(torch.arange(64) % 4).images, torch.randperm(64).split(16)
+    for rows, x in zip(index, pairs.streamed(images, index, "cpu"), strict=True):
+        assert torch.equal(images[rows], x)
 
 
 def test_images_that_would_fill_a_gpu_stay_on_the_disk(monkeypatch):

@@ -123,13 +123,11 @@ def test_processes_share_every_batch_without_overlap(monkeypatch):
     assert len(joined) == 3 and all(len(batch) == 4 for part in parts for batch in part)
     assert [sum((part[i] for part in parts), []) for i in range(3)] == joined
 
-    def drawn(rank, world):
-        monkeypatch.setattr(pairs, "rank_and_world", lambda: (rank, world))
-        monkeypatch.setattr(pairs, "augment", lambda x, view, generator: torch.rand(2, generator=generator))
-        return [x1.item() for x1, _ in pairs.batches(source, 0, 16, plain, plain, "cpu")]
-
-    draws = [drawn(0, 1), *(drawn(rank, 4) for rank in range(4))]
-    assert len({x for part in draws for x in part}) == 5 * 3  # every process augments by draws of its own
+    brightness, draw = [], pairs.draw
+    monkeypatch.setattr(pairs, "draw", lambda *a: brightness.append((drawn := draw(*a))["factors"][0, 0].item()) or drawn)
+    for rank, world in (0, 1), (0, 4), (1, 4), (2, 4), (3, 4):
+        seen(rank, world)
+    assert len(brightness) == len(set(brightness)) == 5 * 3  # every process augments by draws of its own
 
 
 class Wrapped(Exception):
