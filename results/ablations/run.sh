@@ -8,7 +8,8 @@
 # 40 minutes, of commit 9fd632a. Then, planned when these had been seen and to be kept whatever they show: the
 # default jitter in float32 too, as these had been compared with runs in bf16, and seeds 3 and 4 of both; 28 runs, an hour,
 # of commit 3a3efe9. Then, planned before the first of its 20 runs, a stronger one still: SimCLR's full strength of brightness,
-# contrast and saturation (App. A: 0.8), and any hue: an hour and a half beside other work, of commit f67a041.
+# contrast and saturation (App. A: 0.8), and any hue: an hour and a half beside other work, of commit f67a041. Last, planned before
+# the first of its 20 runs, SimCLR's jitter in BYOL and SimSiam, so that all four methods are seen under one augmentation.
 set -e
 python=${1:-.venv/bin/python}
 export OMP_NUM_THREADS=1
@@ -33,11 +34,11 @@ list_runs() {
     done
   done
 }
-jitter() {  # a name, and the options that it is for
-  for method in simclr moco; do
+jitter() {  # methods, a name, and the options that it is for
+  for method in $1; do
     for seed in 0 1 2 3 4; do
       for arm in augmented semantic; do
-        echo "$method.py --pairs $arm --seed $seed ${*:2} --precision float32 --out runs/jitter/$method-$arm$1-seed$seed"
+        echo "$method.py --pairs $arm --seed $seed ${*:3} --precision float32 --out runs/jitter/$method-$arm$2-seed$seed"
       done
     done
   done
@@ -62,7 +63,12 @@ methods=$(for method in simclr moco byol simsiam; do echo $base/$method-*-scenes
 compare augmentation without $methods
 compare architecture backbone $base/simclr-{augmented,semantic}-scenes-seed[0-2] $here/simclr-*-{shufflenet_v2_x0_5,regnet_x_400mf}-scenes-seed[0-2]
 
-(jitter '' --jitter 0.2 0.2 0.8 0.5; jitter -weak; jitter -stronger --jitter 0.8 0.8 0.8 0.5) | xargs -P 2 -L 1 "$python" > runs/jitter-output.txt 2>&1
+{
+  jitter "simclr moco" '' --jitter 0.2 0.2 0.8 0.5
+  jitter "simclr moco" -weak
+  jitter "simclr moco" -stronger --jitter 0.8 0.8 0.8 0.5
+  jitter "byol simsiam" -weak --jitter 0.2 0.2 0.2 0.05
+} | xargs -P 2 -L 1 "$python" > runs/jitter-output.txt 2>&1
 for run in runs/jitter/*; do
   "$python" evaluate.py transfer "$run" --data scenes-shifted >> runs/jitter-output.txt
   mkdir -p "$here/jitter/$(basename "$run")"
