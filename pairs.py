@@ -240,7 +240,7 @@ def to_device(images, device, share=0.3):
     GPU's free memory: training takes the rest."""
     device = torch.device(device)
     if device.type == "cuda" and images.nbytes > share * torch.cuda.mem_get_info(device)[0]:
-        print(f"{images.nbytes / 1e9:.1f} GB of images are too many to keep on {device}: streamed batch by batch", flush=True)
+        print(f"{images.nbytes / 1e9:.1f} GB of images are too many to keep on {device}: streamed instead", flush=True)
         return images
     return images.to(device)
 

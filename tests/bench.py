@@ -2,7 +2,7 @@
 
     python tests/bench.py [--device cuda] [--seconds 10] [--only augment step] [--out FILE.json]
 
-  augment   views/s of pairs.augment beside torchvision's transforms, image by image, and lightly's and kornia's, if there
+  augment   views/s of pairs.batches beside torchvision's transforms, image by image, and lightly's and kornia's, if there
   step      a method's whole training step beside its bare model step on a fixed batch: the share that is not the model;
             and the share that making the batches takes by itself, which is less noisy where steps take seconds
   methods   pairs/s and memory of each method; FLOP/s as a share of a large matrix product's of the same precision
@@ -148,7 +148,7 @@ def trainer(method, backbone_name, images, batch_size, device, what="whole", opt
     source = pairs.Pairs(pairs.ImageSet("", images, torch.zeros(len(images), dtype=torch.long), ["any"]), "semantic", 0)
     view1, view2 = pairs.make_views(args, images.shape[-1])
     plain, batches = pairs.batches, functools.partial(pairs.batches, **how)
-    one = next(batches(source, 0, batch_size, view1, view2, device))
+    one = [x.clone() for x in next(batches(source, 0, batch_size, view1, view2, device))]  # not the others that were made with it
     run = types.SimpleNamespace(epoch=0, first=True, printed=math.inf, printed_step=0, total=2**62, epochs=1, save=lambda *_: None)
     run.log = functools.partial(evaluate.Run.log, run)  # the log itself, but none of its lines
 

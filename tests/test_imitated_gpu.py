@@ -89,7 +89,7 @@ def test_the_host_does_not_wait_between_lines_of_the_log(gpu, method):
 
 def test_batches_of_images_that_stay_on_the_disk_are_those_of_images_on_the_gpu(gpu, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)  # in the thread that reads ahead there is no imitation
-    of = lambda images: [torch.cat(batch).cpu() for batch in pairs.batches(SOURCE, 0, 8, *VIEWS, "cuda", images)]
+    of = lambda images: [torch.cat(batch).cpu() for batch in pairs.batches(SOURCE, 0, 8, *VIEWS, "cuda", images, at_once=3 * 16 * 3 * 32**2)]
     assert len(of(None)) == 4 and all(torch.equal(a, b) for a, b in zip(of(None), of(SOURCE.pool.images), strict=True))
 
 
