@@ -116,10 +116,14 @@ def test_every_method_trains_streams_and_resumes(method, photos, tmp_path, monke
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_compiles(method, mode, photos, tmp_path):  # up to a minute each, or several: pytest -k "not compiles" goes without
     torch.compiler.reset()  # the other methods' compiled networks count too, and of more than eight torch compiles no more
+    counters = torch._dynamo.utils.counters
+    counters.clear()
     printed(*small(method, photos, tmp_path / "run"))
     printed(*small(method, photos, tmp_path / "compiled"), "--compile", mode)
     check_run(tmp_path / "compiled", {"method": method, "device": DEVICE})
     assert loss_of(tmp_path / "compiled") == alike(tmp_path / "run")
+    if mode == "reduce-overhead":  # torch falls back to launches without a word
+        assert counters["inductor"]["cudagraph_skips"] == 0 < counters["inductor"]["cudagraph_recorded_non_static_inputs"]
 
 
 def test_a_resnet_with_lars_is_trained_tuned_and_detects(photos, tmp_path):
