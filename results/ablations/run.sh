@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Ablations on the built-in scenes, seeds 0 to 2, default options but for what is named: curation (how many pairs are
-# semantic, how many are false), augmentation, architecture. Two runs at a time, one thread each: two hours, and three for the
+# semantic, how many are false), augmentation, architecture. Two runs at a time, one thread each: two hours, and four for the
 # jitter. The runs that they stand beside, nothing changed, are those of results/scenes. From the repository's root:
 #     bash results/ablations/run.sh [python]
 # MoCo's runs are of commit ae35256, torch 2.14 (output-moco.txt); the others of f5ed5ca, torch 2.15.
@@ -9,7 +9,8 @@
 # default jitter in float32 too, as these had been compared with runs in bf16, and seeds 3 and 4 of both; 28 runs, an hour,
 # of commit 3a3efe9. Then, planned before the first of its 20 runs, a stronger one still: SimCLR's full strength of brightness,
 # contrast and saturation (App. A: 0.8), and any hue: an hour and a half beside other work, of commit f67a041. Last, planned before
-# the first of its 20 runs, SimCLR's jitter in BYOL and SimSiam, so that all four methods are seen under one augmentation.
+# the first of its 20 runs, SimCLR's jitter in BYOL and SimSiam, so that all four methods are seen under one augmentation: 70
+# minutes, of commit d31f9c1.
 set -e
 python=${1:-.venv/bin/python}
 export OMP_NUM_THREADS=1
@@ -75,4 +76,6 @@ for run in runs/jitter/*; do
   cp "$run"/{config.json,result.json,log.jsonl} "$here/jitter/$(basename "$run")/"
 done
 grep -vE '^epoch |^reading |features of|L2 strengths' runs/jitter-output.txt > $here/jitter/output.txt
-"$python" evaluate.py compare $here/jitter/*-seed[0-4] --by jitter --measure "linear scenes-held-out" "knn scenes-held-out" "transfer scenes-shifted" --out $here/jitter
+three=(--measure "linear scenes-held-out" "knn scenes-held-out" "transfer scenes-shifted")
+"$python" evaluate.py compare $here/jitter/{moco,simclr}-*-seed[0-4] --by jitter "${three[@]}" --out $here/jitter
+"$python" evaluate.py compare $here/jitter/*-weak-seed[0-4] "${three[@]}" --out $here/weak-jitter
