@@ -1545,6 +1545,7 @@ def draw_comparison(rows, path, panels=6):
     shown = {}  # (method, measure): its rows
     for row in rows:
         shown.setdefault((row["method"] if several else "", row["measure"]), []).append(row)
+    left_out = len(shown) - panels
     shown = dict(list(shown.items())[:panels])
     name = lambda row: row["data"].removeprefix("scenes, ").replace(", ", "\n").replace(",", ",\n") if several else row["method"]  # under the axis
     inches = max(0.9, 0.07 * max(len(line) for row in rows for line in name(row).splitlines()))  # that a name takes
@@ -1567,6 +1568,8 @@ def draw_comparison(rows, path, panels=6):
         axis.set_ylim(0, 1.02), axis.set_xlim(-0.5, len(here) - 0.5), axis.grid(axis="y", alpha=0.3)
     for axis in axes.flat[len(shown) :]:
         axis.axis("off")
+    if left_out > 0:
+        figure.suptitle(f"panels not drawn: {left_out}; --measure chooses", fontsize=9)
     legend_below(figure)
     figure.savefig(path, dpi=110)
     plt.close(figure)

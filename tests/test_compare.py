@@ -155,6 +155,9 @@ def test_the_picture_has_each_arms_values_under_its_name(make, tmp_path, monkeyp
     evaluate.add_results(twice, {"transfer": {"held": {"accuracy": 0.4, "untrained": 0.2, "chance": 0.05}}})
     evaluate.draw_comparison(evaluate.compare([twice]), tmp_path / "c.png")  # a panel for each measure, also of one data set
     assert [[len(line.get_ydata()) for line in panel.lines if line.get_label() == "augmented"] for panel in plt.gcf().axes] == [[1], [1]]
+    assert not plt.gcf().get_suptitle()
+    evaluate.draw_comparison(evaluate.compare([twice]), tmp_path / "c.png", panels=1)
+    assert len(plt.gcf().axes) == 1 and plt.gcf().get_suptitle() == "panels not drawn: 1; --measure chooses"
     monkeypatch.undo()
     shown = {line.get_label(): line.get_ydata() for line in axis.lines}
     assert shown.keys() == {"untrained", "augmented", "semantic", "chance"}

@@ -10,7 +10,8 @@
 # of commit 3a3efe9. Then, planned before the first of its 20 runs, a stronger one still: SimCLR's full strength of brightness,
 # contrast and saturation (App. A: 0.8), and any hue: an hour and a half beside other work, of commit f67a041. Last, planned before
 # the first of its 20 runs, SimCLR's jitter in BYOL and SimSiam, so that all four methods are seen under one augmentation: 70
-# minutes, of commit d31f9c1.
+# minutes, of commit d31f9c1. Then, planned when these had been seen and to be kept whatever they show, BYOL's default jitter in
+# float32 too, 10 runs.
 set -e
 python=${1:-.venv/bin/python}
 export OMP_NUM_THREADS=1
@@ -69,6 +70,7 @@ compare architecture backbone $base/simclr-{augmented,semantic}-scenes-seed[0-2]
   jitter "simclr moco" -weak
   jitter "simclr moco" -stronger --jitter 0.8 0.8 0.8 0.5
   jitter "byol simsiam" -weak --jitter 0.2 0.2 0.2 0.05
+  jitter "byol" ''
 } | xargs -P 2 -L 1 "$python" > runs/jitter-output.txt 2>&1
 for run in runs/jitter/*; do
   "$python" evaluate.py transfer "$run" --data scenes-shifted >> runs/jitter-output.txt
