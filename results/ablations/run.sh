@@ -11,7 +11,7 @@
 # contrast and saturation (App. A: 0.8), and any hue: an hour and a half beside other work, of commit f67a041. Last, planned before
 # the first of its 20 runs, SimCLR's jitter in BYOL and SimSiam, so that all four methods are seen under one augmentation: 70
 # minutes, of commit d31f9c1. Then, planned when these had been seen and to be kept whatever they show, BYOL's default jitter in
-# float32 too, 10 runs.
+# float32 too, 10 runs, 40 minutes, of commit e19f1e3.
 set -e
 python=${1:-.venv/bin/python}
 export OMP_NUM_THREADS=1
@@ -79,5 +79,5 @@ for run in runs/jitter/*; do
 done
 grep -vE '^epoch |^reading |features of|L2 strengths' runs/jitter-output.txt > $here/jitter/output.txt
 three=(--measure "linear scenes-held-out" "knn scenes-held-out" "transfer scenes-shifted")
-"$python" evaluate.py compare $here/jitter/{moco,simclr}-*-seed[0-4] --by jitter "${three[@]}" --out $here/jitter
+"$python" evaluate.py compare $here/jitter/{byol,moco,simclr}-*-seed[0-4] --by jitter "${three[@]}" --out $here/jitter
 "$python" evaluate.py compare $here/jitter/*-weak-seed[0-4] "${three[@]}" --out $here/weak-jitter
