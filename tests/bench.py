@@ -84,15 +84,21 @@ def photographs(n, size):
     return (x * 255).to(torch.uint8)
 
 
+def source_of(images):
+    """Pairs of images that are all of one class."""
+    return pairs.Pairs(pairs.ImageSet("", images, torch.zeros(len(images), dtype=torch.long), ["any"]), "semantic", 0)
+
+
 def bench_augment(device, seconds):
     """Views/s at 32 px without blur, SimCLR's recipe for CIFAR, and at 224 px with it; `ms` is the time of a batch of `views`,
     two of each image, as pairs.batches makes them: on a GPU several batches of 32 px together."""
     rows = {}
     many = device.startswith("cuda")  # a few views would take it as long
     for size, n, blur in ((32, 1024 if many else 512, 0.0), (224, 256 if many else 32, 0.5)):
-        steps, view = 20 if many else 1, pairs.Augmentation(crop=(0.08, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), p_blur=blur)
-        images = photographs(n // 2, size).to(device).repeat(2 * steps, 1, 1, 1)  # 2: kornia needs n of them
-        source = pairs.make_pairs("augmented", pairs.ImageSet("", images[: steps * n // 2], torch.zeros(steps * n // 2, dtype=torch.long), ["any"]), 0)
+        view = pairs.Augmentation(crop=(0.08, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), p_blur=blur)
+        images = photographs(n, size).to(device)
+        source = source_of(images.repeat(10 if many else 1, 1, 1, 1))
+        steps = 2 * len(source) // n
         one = [T.RandomResizedCrop(size, (0.08, 1.0), antialias=True), T.RandomHorizontalFlip(), T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8), T.RandomGrayscale(0.2)]
         one += [T.RandomApply([T.GaussianBlur(size // 10 // 2 * 2 + 1, (0.1, 2.0))], 0.5)] if blur else []
         one = T.Compose([*one, T.ToDtype(torch.float32, scale=True), T.Normalize(pairs.IMAGENET_MEAN, pairs.IMAGENET_STD)])
@@ -110,7 +116,7 @@ def bench_augment(device, seconds):
 
             parts = [K.RandomResizedCrop((size, size), (0.08, 1.0)), K.RandomHorizontalFlip(), K.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8), K.RandomGrayscale(p=0.2)]
             batch = K.AugmentationSequential(*parts, *([K.RandomGaussianBlur((23, 23), (0.1, 2.0), p=0.5)] if blur else []))
-            calls["kornia"], views["kornia"] = lambda: batch(images[:n].float() / 255), n
+            calls["kornia"], views["kornia"] = lambda: batch(images.float() / 255), n
         t = take_turns(calls, seconds)
         rows[f"{size} px"] = {name: views[name] / t[name] for name in t} | {"views": n, "ms": 1000 * t["ours"] / steps}
     return rows
@@ -145,7 +151,7 @@ def trainer(method, backbone_name, images, batch_size, device, what="whole", opt
     module, model, optimizer, args = build(method, backbone_name, images.shape[-1], device, (*parts, *options))
     args.batch_size, args.epochs = batch_size, 1
     images = pairs.to_device(images, device)
-    source = pairs.Pairs(pairs.ImageSet("", images, torch.zeros(len(images), dtype=torch.long), ["any"]), "semantic", 0)
+    source = source_of(images)
     view1, view2 = pairs.make_views(args, images.shape[-1])
     plain, batches = pairs.batches, functools.partial(pairs.batches, **how)
     one = [x.clone() for x in next(batches(source, 0, batch_size, view1, view2, device))]  # not the others that were made with it

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Ablations on the built-in scenes, seeds 0 to 2, default options but for what is named: curation (how many pairs are
-# semantic, how many are false), augmentation, architecture. Two runs at a time, one thread each: two hours, and four for the
+# semantic, how many are false), augmentation, architecture. Two runs at a time, one thread each: two hours, and five for the
 # jitter. The runs that they stand beside, nothing changed, are those of results/scenes. From the repository's root:
 #     bash results/ablations/run.sh [python]
 # MoCo's runs are of commit ae35256, torch 2.14 (output-moco.txt); the others of f5ed5ca, torch 2.15.
