@@ -677,6 +677,11 @@ def read_rows(file, folder=None):
         raise UserError(f"{file}: no such file; a pair list is a CSV with columns image_a,image_b")
     keep = {"": True, "1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}
     rows = []
+
+    def path_of(name):  # in one spelling; spaces around it are part of it only if there is such a file
+        exact = folder / name
+        return Path(os.path.normpath(exact if name == name.strip() or exact.is_file() else folder / name.strip()))
+
     try:
         with open(file, newline="", encoding="utf-8-sig") as opened:
             reader = csv.DictReader(opened, strict=True)  # else a stray quote would swallow the rows after it
@@ -691,11 +696,11 @@ def read_rows(file, folder=None):
                     raise UserError(f"{file}, line {reader.line_num}: keep is {kept}; use 1 or 0")
                 if not any(row.values()):  # as spreadsheets leave them at the end
                     continue
-                if keep[kept] and not (row["image_a"] and row["image_b"]):
+                a, b = (row[column] or "" for column in ("image_a", "image_b"))
+                if keep[kept] and not (a.strip() and b.strip()):
                     raise UserError(f"{file}, line {reader.line_num}: image_a or image_b is empty; fill it, set keep to 0 or remove the row")
-                a, b = (Path(os.path.normpath(folder / (row[column] or ""))) for column in ("image_a", "image_b"))  # one spelling
-                rows.append({"image_a": a, "image_b": b,
-                             "category": (row.get("category") or "").strip(), "keep": keep[kept], "line": reader.line_num})
+                rows.append({"image_a": path_of(a), "image_b": path_of(b), "category": (row.get("category") or "").strip(),
+                             "keep": keep[kept], "line": reader.line_num})
     except UnicodeDecodeError as error:
         raise UserError(f"{file} cannot be read as a CSV ({error}); save it as CSV in UTF-8") from None
     except csv.Error as error:

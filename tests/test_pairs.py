@@ -1332,6 +1332,13 @@ def test_lists_as_people_type_them_are_read_or_told(tmp_path):
     assert [row["keep"] for row in listed("Image_A, image_b,KEEP", f"{red[0]},{red[1]},0", f"{red[0]},{red[2]},1")] == [False, True]
     spelled, = listed("image_a,image_b", f"{red[0]},train/../train/red/00.png")  # one image
     assert spelled["image_a"] == spelled["image_b"] and len(pairs.read_pair_list(file, folder).pool) == 1
+    spaced, = listed("image_a, image_b, keep", f"{red[0]} , {red[1]}, 1")  # a space beside the comma is no part of a name
+    assert (spaced["image_a"], spaced["image_b"]) == (folder / red[0], folder / red[1])
+    (folder / " 4.png").write_bytes((folder / red[4]).read_bytes())
+    named, = listed("image_a,image_b", f"{red[0]}, 4.png")  # but in a file's name it is
+    assert named["image_b"] == folder / " 4.png"
+    with pytest.raises(UserError, match="line 2: image_a or image_b is empty"):
+        listed("image_a,image_b", f"{red[0]}, ")
     for lines, said in ((("image_a,image_b,image_b", f"{red[0]},{red[1]},{red[2]}"), "image_a,image_b, and may name category and keep, each once"),
                         (("image_a,image_b,note", f'{red[0]},{red[1]},"12 inch', f"{red[2]},{red[3]},"), "cannot be read as a CSV"),
                         (("Keep,image_a,image_b,keep", f"0,{red[0]},{red[1]},1"), "may name category and keep, each once")):
