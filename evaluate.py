@@ -404,9 +404,10 @@ def judge(heads, trained, untrained, train, test, val=None, **options):
     parts = [train] if val is None else [train, val]
     y, test_y = torch.cat([s.labels for s in parts]).to(device), test.labels.to(device)
 
-    def chance(metric):  # of always naming the largest class; of random scores where an image has several classes
+    def chance(metric):  # of always naming the largest class; of random scores, the mean of ten, where an image has several classes
         if y.ndim > 1:
-            return (test_y == 1).float().mean().item()
+            random = torch.rand(10, *test_y.shape, generator=pairs.stream("chance"))
+            return sum(score(metric, scores, test_y.cpu()) for scores in random) / 10
         return torch.bincount(test_y).max().item() / len(test) if metric == "top-1" else 1 / len(train.classes)
 
     sizes = {"classes": len(train.classes), "n_train": len(y), "n_test": len(test), "files_crc32": test.files_crc32}
@@ -723,14 +724,16 @@ TRANSFORMS = ("crop", "flip", "jitter", "gray", "blur", "solarize", "rotation", 
 
 
 def transform_images(images, name, view, generator):
-    """uint8 images (N, 3, S, S) under one of TRANSFORMS, each image with its own draw; strengths are the view's.
+    """uint8 images (N, 3, S, S) under one of TRANSFORMS, each image with its own draw; strengths are the view's, of crop
+    and jitter the usual ones where it has none.
 
     Outside of any pipeline here: rotation up to 30 degrees either way, noise of standard deviation 0.1, and a
     patch, half the side, of another image of the batch, in a random place.
     """
     n, _, size, _ = images.shape
     x, all_of_them = images / 255, torch.ones(n, dtype=torch.bool)
-    draws = pairs.draw(replace(view, crop=view.crop or (0.2, 1.0)), n, size, generator)
+    usual = {"crop": view.crop or (0.2, 1.0), "jitter": view.jitter if view.p_jitter or any(view.jitter) else pairs.Augmentation.jitter}
+    draws = pairs.draw(replace(view, **usual), n, size, generator)
     if name == "crop":
         x = pairs.resized_crop(images, draws["box"], ~all_of_them)
     elif name == "flip":
@@ -938,7 +941,8 @@ class Run:
     pairs.png, curves.png, result.json
 
     config.json's trained_epochs says after how many epochs backbone.pt was saved; its resumed_elsewhere, from which epoch on
-    other versions or another machine went on with the run. Raises UserError when the folder holds files, unless `resume`.
+    other versions or another machine went on with the run. Raises UserError when the folder holds files, unless `resume`, and when
+    another process trains in it.
     """
 
     def __init__(self, method, args, source, view1, view2, backbone, model, optimizer):
@@ -983,8 +987,14 @@ class Run:
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise UserError(f"{self.folder} exists and is not overwritten: --resume goes on with it, --out DIR writes elsewhere")
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._hold()
         write_json(self.folder / "config.json", self.config)
         self.save(0)
+
+    def _hold(self):
+        """Locks the folder while this process trains in it, as two that do would replace each other's weights."""
+        self.held = pairs.locked(self.folder / "run.lock", busy=f"{self.folder}: another program trains in it, perhaps a stopped one; let it end first")
+        self.held.__enter__()  # for as long as this run lives
 
     def _load(self):
         """Takes everything back from checkpoint.pt, after checking that the run's settings are the same."""
@@ -992,6 +1002,7 @@ class Run:
         if not checkpoint.is_file():
             raise UserError(f"--resume: there is no {checkpoint} to go on from; name the run's folder with --out, or start a new one "
                             "without --resume" + ", after removing that folder" * self.folder.exists())
+        on_first(self._hold)
         old = read_config(self.folder)
         for name in self.config:
             if name not in WHERE_IT_RUNS | ELSEWHERE and old.get(name) != self.config[name]:
@@ -1016,7 +1027,7 @@ class Run:
             return
         if log.exists():  # lines after the checkpoint are of steps that will be run again; the last may be cut off
             lines = [line for line in log.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= self.step]
-            log.write_text("".join(line + "\n" for line in lines))
+            pairs.write_whole(log, "".join(line + "\n" for line in lines).encode())
         last = functools.reduce(dict.__or__, old.get("resumed_elsewhere", []), old)  # where it was last
         if elsewhere := {name: self.config.get(name) for name in sorted(ELSEWHERE) if self.config.get(name) != last.get(name)}:
             said = ", ".join(f"{name} {value}" for name, value in elsewhere.items())
@@ -1095,7 +1106,7 @@ class Run:
             print(f"warning: the embeddings are still alike at the end (std {self.std:.2f}, healthy is about 0.65 to 1): more --epochs, another "
                   f"--lr{' or a higher --temperature' if 'temperature' in self.config else ''} may help.", flush=True)
         if not self.judged:
-            print(f"No labelled --data was given, so no table. Later: python evaluate.py linear {self.folder} --data DIR")
+            print(f"No --data with labels was given, so no table. Later: python evaluate.py linear {self.folder} --data DIR")
             return
         show_table(evaluate_run(self.folder, ["linear", "knn"], default_data(self.config), self.device), self.config)
         print(f"{self.folder} holds pairs.png, curves.png, result.json, backbone.pt and the log.")
@@ -1312,7 +1323,11 @@ def draw_curves(folder):
     """curves.png of a run folder: loss and the two collapse signals over the epochs."""
     import matplotlib.pyplot as plt
 
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    log = folder / "log.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    if not lines:
+        print(f"note: {log} is missing or empty, so curves.png is not drawn", flush=True)
+        return
     epochs = lines[-1]["epoch"] * np.array([line["step"] for line in lines]) / lines[-1]["step"]
     titles = {"loss": "loss", "embedding_std": "embedding std × √d\n(0: all embeddings equal)",
               "effective_rank": "effective rank\n(1: one direction left)"}
@@ -1690,6 +1705,8 @@ def main():
             for data in [args.data] if isinstance(args.data, str) else args.data or []:
                 if Path(data).is_dir() and data not in pairs.DATA_SETS:
                     pairs.not_a_class(data, {"--out": args.out or "runs"})
+        if not args.data and args.command in TITLES:
+            raise UserError("name the images to evaluate the backbone on with --data")
         args.run = adopt(args.backbone_file, args.backbone, args.image_size, out=args.out)
         args.run = [args.run] if args.command == "invariance" else args.run
     elif args.backbone or args.image_size or args.out:

@@ -31,6 +31,7 @@ import io
 import json
 import math
 import multiprocessing
+import operator
 import os
 import shlex
 import shutil
@@ -117,7 +118,8 @@ class Pairs:
     kind: "augmented" | "semantic" | "list". For a list, `rows` (R, 2) holds image indices of its pairs.
     false_pairs: the share of semantic partners that is drawn from another category instead, redrawn every epoch.
     semantic_share: the share of pairs that is semantic, redrawn every epoch; the rest are augmented.
-    judged: whether a run can be judged on its --data; of a list, if class folders with a test split are there before the run.
+    judged: whether a run can be judged on its --data: not on one class; of a list, if class folders with a test split are there
+    before the run.
     """
 
     pool: ImageSet
@@ -291,8 +293,7 @@ def make_views(args, image_size):
     """The two views that the options --crop-min, --jitter, --gray, --blur, --solarize, --without describe."""
     blur = args.blur or (getattr(args, "usual_blur", [0.5, 0.5]) if image_size >= 64 else [0.0, 0.0])
     off = [name for name in args.without.split(",") if name]
-    if args.jitter[3] > 0.5:
-        raise UserError(f"--jitter: the hue's strength, {args.jitter[3]}, is more than half a turn, 0.5")
+    off += ["crop"] * (args.crop_min == 1) + ["jitter"] * (not any(args.jitter))  # they would change nothing
     return [Augmentation(crop=(args.crop_min, 1.0), jitter=tuple(args.jitter), p_gray=args.gray, p_blur=blur[i],
                          p_solarize=args.solarize[i]).without(off) for i in (0, 1)]
 
@@ -590,7 +591,10 @@ def load_pairs(args):
         listed = {os.path.abspath(row[column]) for row in rows for column in columns}
         if both := listed & set(map(os.path.abspath, list_folder(Path(args.data), "test")[0])):
             print(f"note: {len(both):,} of the images that the run will be tested on are in the list: it will have seen them", flush=True)
-    return replace(source, false_pairs=args.false_pairs, semantic_share=args.semantic_share, judged=of_classes or judged_on_files)
+    judged = len(source.pool.classes) > 1 if of_classes else judged_on_files
+    if of_classes and not judged:
+        print(f"note: {source.pool.name} has one class only, {source.pool.classes[0]}, so the run will not be judged on it", flush=True)
+    return replace(source, false_pairs=args.false_pairs, semantic_share=args.semantic_share, judged=judged)
 
 
 def make_pairs(kind, pool, seed):
@@ -1034,6 +1038,8 @@ def list_folder(folder, split, judged=True):
     has_splits = (folder / "train").is_dir()
     if has_splits and not others and judged:
         raise UserError(f"{folder} has train/ but neither test/ nor val/ beside it: the probe needs one")
+    if has_splits and len({d.resolve() for d in (folder / "train", *others)}) <= len(others):
+        raise UserError(f"{folder}: two of train/, {', '.join(f'{d.name}/' for d in others)} are links to one folder; a split must have its own images")
     if split == "val" and len(others) < 2:
         return None
     train = folder / "train" if has_splits else folder
@@ -1102,7 +1108,7 @@ def open_image(item):
         image = image.transpose(turn) if turn is not None else image
         if image.mode.startswith("I"):  # 16 bits: PIL would cut them off at 255
             pixels = np.asarray(image).clip(0, 65535)
-            image = Image.fromarray((pixels if image.mode == "I" and pixels.max() < 256 else pixels // 256).astype(np.uint8))
+            image = Image.fromarray((pixels if pixels.max() < 256 else pixels // 256).astype(np.uint8))
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         return image if image.mode == "RGB" else image.convert("RGB")
@@ -1110,6 +1116,17 @@ def open_image(item):
         raise BadImage(f"{name}: not an image, or of a kind that Pillow cannot read") from None
     except Exception as error:  # broken files raise whatever their bytes lead the decoder to
         raise BadImage(f"{name}: {error}") from None
+
+
+def read_each(of, paths):
+    """of(image) of each image file, or in words why it cannot be read."""
+    found = []
+    for path in paths:
+        try:
+            found.append(of(open_image(path)))
+        except BadImage as error:
+            found.append(str(error))
+    return found
 
 
 def natural_size(items):
@@ -1336,13 +1353,15 @@ class BoxSet:
 
 
 def read_voc_annotation(file):
-    """One Pascal VOC annotation: {"names": [...], "boxes": [[x1, y1, x2, y2]], "difficult": [bool]}.
+    """One Pascal VOC annotation: {"names": [...], "boxes": [[x1, y1, x2, y2]], "difficult": [bool], "size": (width, height) or None}.
 
     VOC counts pixels from 1 and includes the last one; here the corners are edges, counted from 0.
     """
     names, boxes, difficult = [], [], []
     try:
-        for item in ElementTree.parse(file).iter("object"):
+        root = ElementTree.parse(file)
+        size = tuple(float(root.findtext(f"size/{key}") or 0) for key in ("width", "height"))
+        for item in root.iter("object"):
             box = [float(item.find(f"bndbox/{key}").text) for key in ("xmin", "ymin", "xmax", "ymax")]
             box = [max(box[0] - 1, 0), max(box[1] - 1, 0), box[2], box[3]]
             if box[2] > box[0] and box[3] > box[1]:
@@ -1351,7 +1370,7 @@ def read_voc_annotation(file):
                 difficult.append((item.findtext("difficult") or "0").strip() == "1")
     except (OSError, ElementTree.ParseError, LookupError, AttributeError, ValueError) as error:  # LookupError: no such encoding
         raise UserError(f"cannot read the annotation {file}: {error}") from None
-    return {"names": names, "boxes": boxes, "difficult": difficult}
+    return {"names": names, "boxes": boxes, "difficult": difficult, "size": size if all(size) else None}
 
 
 def load_boxes(data, seed=0, image_size=128):
@@ -1360,7 +1379,8 @@ def load_boxes(data, seed=0, image_size=128):
     Each folder is VOC2007 or any other with Annotations/, JPEGImages/ and ImageSets/Main/, or one that holds such
     folders at most two levels down. Training uses trainval.txt, testing test.txt; a folder without test.txt serves for
     training only, all of it if it has no list. If no folder has one: train.txt and val.txt; without those every fifth of all
-    images is for testing. Raises UserError for missing or unreadable files and for a folder that is there twice.
+    images is for testing. Raises UserError for missing or unreadable files, for boxes outside of their image, for images listed
+    for both, and for a folder that is there twice.
     """
     if data == ["scenes"]:
         return tuple(detection_scenes(split, n, image_size, seed) for split, n in (("train", 400), ("test", 200)))
@@ -1381,7 +1401,9 @@ def load_boxes(data, seed=0, image_size=128):
         found = []
         for f, file in files.items():
             try:
-                found += [(f, line.split()[0]) for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+                lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+                # the first word: some lists, of one class, tell after it whether the image shows that
+                found += [(f, line if (f / "Annotations" / f"{line}.xml").is_file() else line.split()[0]) for line in lines]
             except UnicodeDecodeError as error:
                 raise UserError(f"{file} cannot be read ({error}); save it in UTF-8") from None
         return found
@@ -1396,19 +1418,28 @@ def load_boxes(data, seed=0, image_size=128):
     else:
         names = annotated(folders)
         train, test = [n for i, n in enumerate(names) if i % 5 != 4], names[4::5]
+    if both := set(train) & set(test):
+        f, name = min(both)
+        raise UserError(f"{len(both)} image(s) are listed for training and for testing, such as {name} in {f}; list each for one of them")
     truth = [[read_voc_annotation(f / "Annotations" / f"{name}.xml") for f, name in part] for part in (train, test)]
     classes = sorted({name for part in truth for t in part for name in t["names"]})
-    if not classes or not train or not test:
-        raise UserError(f"--data {' '.join(data)}: no boxes to train on and test with below {folders[0]}")
+    clear = lambda part: any(not difficult for t in part for difficult in t["difficult"])
+    if not clear(truth[0]) or not clear(truth[1]):
+        raise UserError(f"--data {' '.join(data)}: no boxes to train on and test with below {folders[0]} (but for difficult ones)")
     sets = []
     for part, found in zip((train, test), truth):
         images = [f / "JPEGImages" / f"{name}.jpg" for f, name in part]
         missing = [str(path) for path in images if not path.is_file()]
         if missing:
             raise UserError(f"{len(missing)} image(s) of the annotations are missing: {', '.join(missing[:3])}")
-        bad = [said for said in in_parts(read_thumbnails, images, "checking images") if isinstance(said, str)]
-        if bad:  # report it before the training
+        sizes = list(in_parts(functools.partial(read_each, operator.attrgetter("size")), images, "checking images"))
+        if bad := [said for said in sizes if isinstance(said, str)]:  # report it before the training
             raise UserError(f"{list_bad(bad, len(images))}; repair or remove them")
+        for image, t, (width, height) in zip(images, found, sizes):
+            turned = width != height and t["size"] == (height, width)
+            if turned or any(x1 >= width or y1 >= height for x1, y1, *_ in t["boxes"]):
+                raise UserError(f"{image} is {width} x {height} px when upright, and its annotation tells of another size, or has boxes outside: "
+                                "was it resized or turned since? Bring both in line")
         sets.append(BoxSet(
             "+".join(Path(d).resolve().name for d in data), images,
             [torch.tensor(t["boxes"]).reshape(-1, 4) for t in found],
@@ -1473,10 +1504,14 @@ def run_cli(main):
             mistake = f"{error.filename}: {error.strerror.lower()}; name another file or folder"
         else:
             raise
-    except RuntimeError as error:
-        if not any(sign in str(error) for sign in ("InvalidCxxCompiler", "Failed to find C compiler")):
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            mistake = "out of memory: try a smaller batch, smaller images or smaller layers; what is written is kept"
+        elif any(sign in str(error) for sign in ("InvalidCxxCompiler", "Failed to find C compiler", "Python.h", "CalledProcessError")):
+            mistake = ("--compile needs a C++ compiler and the headers of Python, and torch does not find both: install them (g++, python3-dev), "
+                       "or go on without --compile, with --resume if the run's folder is there")
+        else:
             raise
-        mistake = "--compile needs a C++ compiler and torch finds none: install one (g++), or leave --compile out"
     except KeyboardInterrupt:
         print("\ninterrupted; what was written is kept, and --resume continues a run from its last checkpoint", file=sys.stderr)
         sys.exit(130)
@@ -1539,7 +1574,12 @@ def parse(parser, argv, recipes):
     parser.set_defaults(**recipe)
     args = parser.parse_args(argv)
     off = [name.strip() for name in args.without.split(",") if name.strip()]
-    args.without = ",".join(sorted(off, key=[*Augmentation.SWITCHES, *off].index))  # one order; make_views reports unknown names
+    args.without = ",".join(sorted(off, key=[*Augmentation.SWITCHES, *off].index))  # one order
+    Augmentation().without(off)  # tells unknown names
+    if args.jitter[3] > 0.5:
+        raise UserError(f"--jitter: the hue's strength, {args.jitter[3]}, is more than half a turn, 0.5")
+    if empty := [name for name in ("root", "cache", "out") if getattr(args, name) == ""]:
+        raise UserError(f"--{empty[0]}: an empty name; is a variable of the shell not set?")
     if "warmup_epochs" in args and args.warmup_epochs >= args.epochs:
         raise UserError(f"--warmup-epochs {args.warmup_epochs:g} of --epochs {args.epochs}: the learning rate would never fall; warm up for less")
     if args.arm == "augmented" and not is_list:
@@ -1561,15 +1601,19 @@ def write_whole(file, content):
 
 
 @contextmanager
-def locked(file):
+def locked(file, busy=None):
     """Holds a lock on a file, so that one process at a time is inside; released when the process dies. No lock on Windows,
-    on file systems without locks, or if it cannot be opened."""
+    on file systems without locks, or if it cannot be opened. busy: a message for a UserError instead of waiting; this process may
+    then lock it several times."""
     with ExitStack() as stack:
         for mode in "wr":  # another user's file may only be read, which suffices on most file systems
             with suppress(OSError):
                 opened = stack.enter_context(open(file, mode))
                 if fcntl:
-                    fcntl.flock(opened, fcntl.LOCK_EX)
+                    try:
+                        fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB) if busy else fcntl.flock(opened, fcntl.LOCK_EX)
+                    except (BlockingIOError, PermissionError):
+                        raise UserError(busy) from None
                 break
         yield
 
@@ -1643,15 +1687,12 @@ def thumbnails(images):
     return torch.cat(found)
 
 
-def read_thumbnails(paths):
-    """A thumbnail (64,), numpy, of each image file, or in words why it cannot be read."""
-    found = []
-    for path in paths:
-        try:
-            found.append(thumbnails(torch.from_numpy(fit(open_image(path), 64))[None])[0].numpy())
-        except BadImage as error:
-            found.append(str(error))
-    return found
+def thumbnail_of(image):
+    """The thumbnail (64,), numpy, of an RGB image."""
+    return thumbnails(torch.from_numpy(fit(image, 64))[None])[0].numpy()
+
+
+read_thumbnails = functools.partial(read_each, thumbnail_of)
 
 
 def near_identical(a, b, tolerance=4.0):

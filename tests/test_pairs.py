@@ -242,7 +242,9 @@ def test_names_and_lists_of_transforms_are_taken_however_they_are_written(tmp_pa
     args = simclr.parse_args(["--data", "./flat/", "--without", "jitter, flip,crop"])
     assert (args.data, args.without) == ("flat", "crop,flip,jitter")
     with pytest.raises(UserError, match="--without turn: choose from crop, flip"):
-        pairs.make_views(simclr.parse_args(["--without", "flip,turn"]), 32)
+        simclr.parse_args(["--without", "flip,turn"])
+    with pytest.raises(UserError, match="--out: an empty name"):
+        simclr.parse_args(["--out", ""])
 
 
 def test_a_cache_or_run_within_the_data_is_refused(tmp_path, monkeypatch):
@@ -599,6 +601,8 @@ def test_what_is_transparent_is_white_and_floating_point_images_are_refused(tmp_
     image.paste((0, 0, 0, 255), (0, 0, 4, 8))  # black, and transparent black
     image.save(tmp_path / "a.png")
     assert np.asarray(pairs.open_image(tmp_path / "a.png"))[0, :, 0].tolist() == [0] * 4 + [255] * 4
+    Image.fromarray(np.full((8, 8), 128, np.uint16)).save(tmp_path / "8 in 16 bits.png")
+    assert (np.asarray(pairs.open_image(tmp_path / "8 in 16 bits.png")) == 128).all()
     Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "f.tif")
     with pytest.raises(UserError, match="f.tif: its pixels are floating-point"):
         pairs.open_image(tmp_path / "f.tif")
@@ -1159,6 +1163,15 @@ def test_semantic_pairs_of_a_single_class_are_refused(tmp_path):
     assert len(pairs.make_pairs("augmented", pool, 0)) == len(pool)
     with pytest.raises(UserError, match="above has one class only, d; is --data the folder of the class folders"):
         pairs.make_pairs("semantic", pool, 0)
+
+
+def test_a_folder_of_one_class_is_trained_on_and_not_judged(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    noisy(tmp_path / "d" / "all", 10)
+    load = lambda: pairs.load_pairs(simclr.parse_args(["--data", "d", "--batch-size", "2"])).judged
+    assert not load() and "note: d has one class only, all, so the run will not be judged on it" in capsys.readouterr().out
+    noisy(tmp_path / "d" / "more", 10)
+    assert load() and "one class" not in capsys.readouterr().out
 
 
 def test_a_class_that_the_test_split_lacks_is_trained_on_and_not_judged(tmp_path, monkeypatch):
@@ -1813,6 +1826,40 @@ def test_mistakes_in_a_voc_folder_are_named(tmp_path):
     (voc / "ImageSets" / "Main" / "test.txt").write_text("000003\n", encoding="utf-16")
     with pytest.raises(UserError, match="test.txt cannot be read .* save it in UTF-8"):
         pairs.load_boxes([str(voc)])
+    both = voc_folder(tmp_path / "both", {"trainval": [0, 1, 2], "test": [2, 3]})
+    with pytest.raises(UserError, match=r"1 image\(s\) are listed for training and for testing, such as 000002 in .*both"):
+        pairs.load_boxes([str(both)])
+    with pytest.raises(UserError, match="no boxes to train on and test with .*but for difficult ones"):
+        text = "<annotation><object><name>dog</name><difficult>1</difficult><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object>"
+        (both / "Annotations" / "000003.xml").write_text(text + "</annotation>")
+        (both / "ImageSets" / "Main" / "test.txt").write_text("000003\n")
+        pairs.load_boxes([str(both)])
+
+
+def test_boxes_of_an_image_that_was_resized_or_turned_since_are_refused(tmp_path):
+    voc = voc_folder(tmp_path / "a b", {})
+    size = "<annotation><size><width>40</width><height>30</height></size>"
+    for file in (voc / "Annotations").iterdir():
+        file.write_text(file.read_text().replace("<annotation>", size))
+    assert pairs.load_boxes([str(voc)])[0].boxes[0].tolist() == [[0, 0, 20, 10], [4, 5, 40, 30]]
+    image = voc / "JPEGImages" / "000001.jpg"
+    for changed, exif in ((Image.new("RGB", (40, 30)), {0x0112: 6}), (Image.new("RGB", (10, 8)), {})):
+        tags = Image.Exif()
+        tags.update(exif)
+        changed.save(image, exif=tags)
+        if changed.width == 10:  # the box from 4 to 19 still begins in it, that of the annotation's last line does not
+            file = voc / "Annotations" / "000001.xml"
+            file.write_text(file.read_text().replace("<xmin>1<", "<xmin>12<"))
+        with pytest.raises(UserError, match="000001.jpg is .* px when upright, and its annotation tells of another size, or has boxes outside"):
+            pairs.load_boxes([str(voc)])
+
+
+def test_names_with_spaces_in_a_voc_list(tmp_path):
+    voc = voc_folder(tmp_path, {"train": [0, 1], "val": [2]})
+    (voc / "Annotations" / "000001.xml").rename(voc / "Annotations" / "my photo 1.xml")
+    (voc / "JPEGImages" / "000001.jpg").rename(voc / "JPEGImages" / "my photo 1.jpg")
+    (voc / "ImageSets" / "Main" / "train.txt").write_text("000000 1\nmy photo 1\n")
+    assert [path.stem for path in pairs.load_boxes([str(voc)])[0].images] == ["000000", "my photo 1"]
 
 
 def test_voc_classification_knows_what_is_difficult(tmp_path):
@@ -1846,3 +1893,6 @@ def test_folders_with_three_splits_keep_validation_for_choosing(tmp_path):
         p.unlink()
     (tmp_path / "test" / "a").rmdir(), (tmp_path / "test").rmdir()
     assert len(pairs.load_images(str(tmp_path), "test")) == 2 and pairs.load_images(str(tmp_path), "val") is None
+    (tmp_path / "test").symlink_to(tmp_path / "validation", target_is_directory=True)
+    with pytest.raises(UserError, match="two of train/, test/, validation/ are links to one folder"):
+        pairs.load_images(str(tmp_path), "train")

@@ -261,7 +261,8 @@ def test_any_weights_of_torchvisions_format_are_judged_by_the_same_heads(photos,
     (["invariance", "nowhere"], "nowhere is not a run folder"),
     (["invariance", "EMPTY"], "is not a run folder"),
     (["knn", "RUN", "--backbone-file", "x.pth"], "--backbone-file goes with --backbone NAME"),
-    (["knn", "--backbone-file", "x.pth", "--backbone", "resnet18"], "x.pth: no such file"),
+    (["knn", "--backbone-file", "x.pth", "--backbone", "resnet18", "--data", "nowhere"], "x.pth: no such file"),
+    (["knn", "--backbone-file", "x.pth", "--backbone", "resnet18"], "name the images to evaluate the backbone on with --data"),
     (["knn", "RUN", "--backbone", "resnet18"], "go with --backbone-file"),
     (["finetune", "RUN", "--batch-size", "1"], "--batch-size 1"),
     (["finetune", "RUN", "--fraction", "0"], "--fraction: 0 is not above 0, and at most 1"),
@@ -387,6 +388,9 @@ def test_moco_refuses_a_queue_and_parts_that_the_batch_does_not_fit(options, sai
     (OSError(27, "File too large"), "the disk, or what you may use of it, is full; make room"),
     (OSError(30, "Read-only file system", "runs"), "runs: read-only file system; name another"),
     (RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nmore"), "--compile needs a C++ compiler"),
+    (RuntimeError("CppCompileError: C++ compile error\nfatal error: Python.h: No such file\n"), "and the headers of Python"),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "out of memory: try"),
+    (MemoryError(), "out of memory: try"),
 ])
 def test_what_the_machine_lacks_is_one_line_and_other_errors_keep_their_traceback(error, said, capsys):
     def main(error=error):
