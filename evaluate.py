@@ -1548,7 +1548,7 @@ def legend_below(figure):
 
 
 @pairs.picture()
-def draw_comparison(rows, path, panels=6):
+def draw_comparison(rows, path, panels=8):
     """A picture of the first measures (accuracies, AP50, AP), those on held-out categories first: a point for each seed, a bar
     at the mean. One panel per measure, with the methods side by side; if there are several data sets or options, one panel
     per method and measure, with those side by side."""
@@ -1564,7 +1564,7 @@ def draw_comparison(rows, path, panels=6):
     shown = dict(list(shown.items())[:panels])
     name = lambda row: row["data"].removeprefix("scenes, ").replace(", ", "\n").replace(",", ",\n") if several else row["method"]  # under the axis
     inches = max(0.9, 0.07 * max(len(line) for row in rows for line in name(row).splitlines()))  # that a name takes
-    lines = math.ceil(len(shown) / 3)
+    lines = math.ceil(len(shown) / (3 if len(shown) <= 6 else 4))
     columns = math.ceil(len(shown) / lines)
     width = max(3.8 if columns > 1 else 5, inches * max(map(len, shown.values())))
     figure, axes = plt.subplots(lines, columns, figsize=(width * columns, 3.2 * lines), squeeze=False, sharey=True, layout="constrained")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Ablations on the built-in scenes, seeds 0 to 2, default options but for what is named: curation (how many pairs are
-# semantic, how many are false), augmentation, architecture. Two runs at a time, one thread each: two hours, and five for the
+# semantic, how many are false), augmentation, architecture. Two runs at a time, one thread each: two hours, and seven for the
 # jitter. The runs that they stand beside, nothing changed, are those of results/scenes. From the repository's root:
 #     bash results/ablations/run.sh [python]
 # MoCo's runs are of commit ae35256, torch 2.14 (output-moco.txt); the others of f5ed5ca, torch 2.15.
@@ -8,10 +8,11 @@
 # 40 minutes, of commit 9fd632a. Then, planned when these had been seen and to be kept whatever they show: the
 # default jitter in float32 too, as these had been compared with runs in bf16, and seeds 3 and 4 of both; 28 runs, an hour,
 # of commit 3a3efe9. Then, planned before the first of its 20 runs, a stronger one still: SimCLR's full strength of brightness,
-# contrast and saturation (App. A: 0.8), and any hue: an hour and a half beside other work, of commit f67a041. Last, planned before
+# contrast and saturation (App. A: 0.8), and any hue: an hour and a half beside other work, of commit f67a041. Then, planned before
 # the first of its 20 runs, SimCLR's jitter in BYOL and SimSiam, so that all four methods are seen under one augmentation: 70
 # minutes, of commit d31f9c1. Then, planned when these had been seen and to be kept whatever they show, BYOL's default jitter in
-# float32 too, 10 runs, 40 minutes, of commit e19f1e3.
+# float32 too, 10 runs, 40 minutes, of commit e19f1e3. Last, planned when all these had been seen and to be kept too,
+# SimSiam's default jitter in float32, and the stronger one in BYOL and SimSiam, 30 runs, two hours, of commit 8dec1be.
 set -e
 python=${1:-.venv/bin/python}
 export OMP_NUM_THREADS=1
