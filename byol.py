@@ -29,7 +29,7 @@ Deviations from the paper and its official code
   5. On scenes: a small convnet, small batches (more steps in a few minutes), lr 0.25, crops of at least half the
      area, no blur, no solarisation, no warm-up; colour jitter weak in brightness and contrast, strong in
      saturation and hue, so that colour is no shortcut for augmented pairs: with SimCLR's jitter they teach nothing, 0.180
-     (results/ablations/weak-jitter).
+     (results/ablations/jitter).
 
 Measured with the default options on scenes, two CPU cores, bf16, five seeds (results/scenes): linear probe on held-out
 categories 0.713 ± 0.049 with semantic pairs, 0.540 ± 0.053 with augmented pairs, 0.212 ± 0.055 untrained, chance 0.05.

@@ -69,11 +69,9 @@ compare architecture backbone $base/simclr-{augmented,semantic}-scenes-seed[0-2]
 {
   jitter "simclr moco" '' --jitter 0.2 0.2 0.8 0.5
   jitter "simclr moco" -weak
-  jitter "simclr moco" -stronger --jitter 0.8 0.8 0.8 0.5
+  jitter "byol simsiam" ''
   jitter "byol simsiam" -weak --jitter 0.2 0.2 0.2 0.05
-  jitter "byol" ''
-  jitter "simsiam" ''
-  jitter "byol simsiam" -stronger --jitter 0.8 0.8 0.8 0.5
+  jitter "simclr moco byol simsiam" -stronger --jitter 0.8 0.8 0.8 0.5
 } | xargs -P 2 -L 1 "$python" > runs/jitter-output.txt 2>&1
 for run in runs/jitter/*; do
   "$python" evaluate.py transfer "$run" --data scenes-shifted >> runs/jitter-output.txt
@@ -81,6 +79,4 @@ for run in runs/jitter/*; do
   cp "$run"/{config.json,result.json,log.jsonl} "$here/jitter/$(basename "$run")/"
 done
 grep -vE '^epoch |^reading |features of|L2 strengths' runs/jitter-output.txt > $here/jitter/output.txt
-three=(--measure "linear scenes-held-out" "knn scenes-held-out" "transfer scenes-shifted")
-"$python" evaluate.py compare $here/jitter/*-seed[0-4] --by jitter "${three[@]}" --out $here/jitter
-"$python" evaluate.py compare $here/jitter/*-weak-seed[0-4] "${three[@]}" --out $here/weak-jitter
+"$python" evaluate.py compare $here/jitter/*-seed[0-4] --by jitter --measure "linear scenes-held-out" "knn scenes-held-out" "transfer scenes-shifted" --out $here/jitter
