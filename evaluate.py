@@ -80,6 +80,13 @@ class ConvNet(nn.Sequential):
         super().__init__(*layers, MeanOverPositions(), nn.Flatten(), nn.BatchNorm1d(256))
 
 
+def architecture(name):
+    """The name, if it is "convnet" or that of a classification model of torchvision; else raises UserError. A type for argparse."""
+    if name != "convnet" and name not in torchvision.models.list_models(module=torchvision.models):
+        raise UserError(f"--backbone {name}: choose convnet, resnet18, resnet50 or another classification model of torchvision")
+    return name
+
+
 def build_backbone(name, image_size, zero_init_residual=False, verbose=False):
     """A randomly initialised backbone without classifier: (module, width of its features).
 
@@ -88,10 +95,8 @@ def build_backbone(name, image_size, zero_init_residual=False, verbose=False):
     the ImageNet stem shrinks a 32 px image to one pixel; with zero_init_residual their residual blocks start as the identity.
     Raises UserError for names torchvision does not have and for images that the architecture cannot take.
     """
-    if name == "convnet":
+    if architecture(name) == "convnet":
         return ConvNet(), 256
-    if name not in torchvision.models.list_models(module=torchvision.models):
-        raise UserError(f"--backbone {name}: choose convnet, resnet18, resnet50 or another classification model of torchvision")
     options = {"image_size": image_size} if name.startswith("vit") else {}
     if name in ("googlenet", "inception_v3"):
         options = {"aux_logits": False, "init_weights": True, "transform_input": True}  # the last as torchvision's weights need it
@@ -1644,7 +1649,7 @@ def parse_args(argv=None):
         if name == "compare":
             return sub
         sub.add_argument("--backbone-file", help="instead of a run: a file of weights with torchvision's key names; only a classifier may be left over")
-        sub.add_argument("--backbone", help="its architecture: convnet, or a classification model of torchvision")
+        sub.add_argument("--backbone", type=architecture, help="its architecture: convnet, or a classification model of torchvision")
         sub.add_argument("--image-size", type=pairs.positive_int, help="with --backbone-file: side of the images in pixels; up to 64 a ResNet has the CIFAR stem [the run's if the file lies in a run folder, else 224]")
         sub.add_argument("--out", help="with --backbone-file: folder for the results [runs/<backbone>-<file>]")
         sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")

@@ -992,7 +992,8 @@ def open_torchvision(data, split, root, download):
 
 def find_images(folder):
     """The image files below a folder, by suffix, in the order of their names; hidden ones, and hidden folders, are left out, links
-    to folders are followed, to each once. Raises OSError for a folder that may not be read."""
+    to folders are followed, to each once. A link to a file that is gone is an image that cannot be read. Raises OSError for a
+    folder that may not be read."""
     def stop(error):
         raise error
 
@@ -1004,7 +1005,7 @@ def find_images(folder):
             continue
         seen.add(real)
         found += [Path(parent, name) for name in files if name[0] != "." and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
-    return sorted((p for p in found if p.is_file()), key=lambda p: p.parts)  # on Windows too, where paths ignore case
+    return sorted((p for p in found if p.is_file() or p.is_symlink()), key=lambda p: p.parts)  # on Windows too, where paths ignore case
 
 
 def folders_in(folder):
@@ -1205,7 +1206,7 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
     folder = Path(cache) / f"{Path(above).name[:50]}-{n}x{image_size}px-{crc32:08x}"
     folder.mkdir(parents=True, exist_ok=True)
     with first_process_first(), locked(folder / "lock"):  # of several processes or programs that want it, one builds, the others wait
-        fingerprint = hashlib.sha256(repr([(s.st_size, s.st_mtime_ns) for s in map(os.stat, names)]).encode()).hexdigest()
+        fingerprint = hashlib.sha256(repr(list(map(size_and_time, names))).encode()).hexdigest()
         index, lengths = folder / "index.json", {"images.bin": n * 3 * image_size**2, "done.bin": n}
         current = False
         with suppress(OSError, ValueError):
@@ -1238,6 +1239,12 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
         kept[gaps] = len(kept) + good[len(kept) :].nonzero()[:, 0]
         images[gaps] = images[kept[gaps]]
     return images[: len(kept)], kept
+
+
+def size_and_time(file):
+    """A file's size in bytes and when it was changed, in ns; None for a link to a file that is gone."""
+    with suppress(OSError):
+        return (found := os.stat(file)).st_size, found.st_mtime_ns
 
 
 def mapped(file, shape, must_write=False):

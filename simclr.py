@@ -69,7 +69,7 @@ def parse_args(argv=None):
     add("--limit", type=pairs.positive_int, help="only the first N training images, classes in turn; with FILE.csv, the first N rows [all]")
     add("--skip-bad", action="store_true", help="leave out images that cannot be read, and say which, instead of stopping")
     add("--cache", default="cache", help="folder for decoded image files, kept for later runs [cache]")
-    add("--backbone", help=f"convnet, or a classification model of torchvision such as resnet18, resnet50 {default('backbone')}")
+    add("--backbone", type=evaluate.architecture, help=f"convnet, or a classification model of torchvision such as resnet18, resnet50 {default('backbone')}")
     add("--epochs", type=pairs.positive_int, help=f"passes over the anchors {default('epochs')}")
     add("--batch-size", type=pairs.positive_int, help=f"pairs in a step {default('batch_size')}")
     add("--lr", type=pairs.positive_float, help=f"peak learning rate per 256 pairs: a step uses lr * batch / 256 (Goyal et al. 2017) {default('lr')}")

@@ -145,7 +145,6 @@ def test_images_of_every_usual_suffix_are_found_and_hidden_folders_are_no_classe
     for name in names:
         Image.new("RGB", (8, 8)).save(tmp_path / "train" / "c" / name)
     (tmp_path / "train" / "notes.txt").write_text("no class")
-    (tmp_path / "train" / "c" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     files, _, classes = pairs.list_folder(tmp_path, "train")
     assert sorted(file.name for file in files) == sorted(names) and classes == ["c"]
 
@@ -705,6 +704,23 @@ def test_a_folder_of_bad_images_only_is_told_even_when_they_may_be_left_out(tmp_
     for cache in (None, tmp_path / "c"):
         with pytest.raises(UserError, match="8 of 8 images cannot be read"):
             pairs.load_images(tmp_path / "d", image_size=8, skip_bad=True, cache=cache)
+
+
+def test_a_link_to_a_file_that_is_gone_is_an_image_that_cannot_be_read(tmp_path):
+    noisy(tmp_path / "d" / "a", 5)
+    files = noisy(tmp_path / "d" / "b", 10)
+    for file, target in ((files[2], tmp_path / "gone.png"), (files[6], files[6])):
+        file.unlink()
+        file.symlink_to(target)
+    load = lambda **how: pairs.load_images(tmp_path / "d", image_size=24, **how)
+    for cache in (None, tmp_path / "cache"):
+        with pytest.raises(UserError, match=r"2 of 12 images cannot be read: \S+/002.png: .*No such file.* \| \S+/006.png: .*Too many levels"):
+            load(cache=cache)
+        assert len(load(skip_bad=True, cache=cache)) == 10
+    shutil.copy(files[0], tmp_path / "gone.png")  # it is back
+    for cache in (None, tmp_path / "cache"):
+        with pytest.raises(UserError, match="1 of 12 images cannot be read"):
+            load(cache=cache)
 
 
 # -- decoded images kept on disk

@@ -332,6 +332,7 @@ def test_printed_numbers_stand_under_their_names(tmp_path, monkeypatch):
     (["--lr", "-1"], "-1 is not above 0"),
     (["--without", "sharpen"], "--without sharpen"),
     (["--backbone", "resnet19"], "--backbone resnet19"),
+    (["--backbone", "resnet19", "--data", "nowhere"], "--backbone resnet19"),  # before the images are read
     (["--device", "tpu9"], "--device tpu9"),
     (["--resume"], "--resume: there is no "),
     (["--device", "meta"], "--device meta: not usable here (Tensor.item() cannot be called on meta tensors); use cpu"),
