@@ -1027,6 +1027,11 @@ def test_curves_show_what_their_titles_say(tmp_path, monkeypatch):
     plt.close(figure)
 
 
+def test_without_a_log_there_are_no_curves(tmp_path, capsys):
+    evaluate.draw_curves(tmp_path)
+    assert "log.jsonl is missing or empty" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
 def test_a_run_that_keeps_one_direction_warns(tmp_path, capsys):
     torch.manual_seed(0)
     run = make_run(tmp_path)
@@ -1237,11 +1242,14 @@ def test_untrained_features_of_held_out_scenes_score_as_published():
     assert found["linear"]["accuracy"] == pytest.approx(0.164, abs=0.01) and found["knn"]["accuracy"] == pytest.approx(0.060, abs=0.005)
 
 
-def test_invariance_to_images_of_several_classes_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
+def test_what_images_of_several_classes_cannot_have_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
     several = pairs.ImageSet("voc2007", torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, 20, dtype=torch.long), ["a"] * 20)
     monkeypatch.setattr(evaluate, "read_config", lambda run: {"method": None, "image_size": 8, "seed": 0, "data": None, "root": "data"})
     monkeypatch.setattr(evaluate, "load_backbone", lambda run: (nn.Identity(), nn.Identity()))
     monkeypatch.setattr(evaluate, "load_splits", lambda *_: [several])
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="knn: the images of voc2007 have several classes each"):
+        patch.setattr(evaluate, "load_splits", lambda *_: [several, several, None])
+        evaluate.evaluate_run(tmp_path, ["linear", "knn"], ["voc2007"], "cpu")
     with pytest.raises(UserError, match="the images of voc2007 have several classes each"):
         evaluate.invariance_run(tmp_path, torch.device("cpu"), "voc2007")
     several.labels = torch.arange(4)

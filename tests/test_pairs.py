@@ -1047,6 +1047,29 @@ def test_proposals_by_features_skip_copies_cross_classes_if_asked_and_depend_on_
     assert list(one) != list(other) and one != other  # the order, and the partners
 
 
+def test_where_there_is_nothing_to_pair_it_is_told(tmp_path, capsys):
+    def refused(said, call, *given, **options):
+        with pytest.raises(UserError, match=said):
+            call(*given, **options)
+
+    folder, pixels = two_colours(tmp_path / "d", 2), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(768))
+    (tmp_path / "struck.csv").write_text("image_a,image_b,keep\nd/train/red/00.png,d/train/red/01.png,0\n")
+    refused("struck.csv: no pairs in it", pairs.read_pair_list, tmp_path / "struck.csv")
+    refused("nowhere.csv: no such file", pairs.read_pair_list, tmp_path / "nowhere.csv")
+    refused("nowhere: no such folder", pairs.propose, tmp_path / "nowhere")
+    (folder / "train" / "red" / "01.png").write_bytes(b"")
+    (tmp_path / "bad.csv").write_text("image_a,image_b\nd/train/red/00.png,d/train/red/01.png\n")
+    refused("bad.csv: no pair is left", pairs.read_pair_list, tmp_path / "bad.csv", skip_bad=True)
+    refused("one image only, so no partner: red", pairs.propose, folder, skip_bad=True)
+    flat = folder / "train" / "red"
+    refused("only one of its images can be read", pairs.propose, flat, "features", backbone=pixels, skip_bad=True)
+    (flat / "01.png").unlink()
+    refused("neither class folders nor two images", pairs.propose, flat)
+    shutil.copy(flat / "00.png", flat / "copy.png")
+    pairs.propose(flat, "features", backbone=pixels)
+    assert "note: for 2 images the five nearest are all near-identical" in capsys.readouterr().out
+
+
 def test_a_list_is_proposed_from_the_cache_and_files_are_read_by_several_processes(tmp_path, monkeypatch):
     folder = two_colours(tmp_path / "d")
     assert pairs.propose(folder, cache=tmp_path / "c") == pairs.propose(folder) == pairs.propose(folder, cache=tmp_path / "c")
