@@ -265,7 +265,7 @@ def features(backbone, images, batch_size=256, what="features"):
     Computed by a copy, so that the backbone keeps its modes. Raises AssertionError when the pass changed the copy (a head must
     not move what it judges), Diverged when features are not finite.
     """
-    device = next(backbone.parameters()).device
+    device = next(backbone.parameters(), torch.empty(0)).device  # nn.Flatten(), for features that are the pixels, has no parameters
     frozen = copy.deepcopy(backbone).eval()  # running statistics of BatchNorm are used, and stay as they are
     out, progress = [], pairs.Progress(what, len(images))
     for batch in images.split(batch_size):

@@ -1052,7 +1052,7 @@ def test_where_there_is_nothing_to_pair_it_is_told(tmp_path, capsys):
         with pytest.raises(UserError, match=said):
             call(*given, **options)
 
-    folder, pixels = two_colours(tmp_path / "d", 2), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(768))
+    folder, pixels = two_colours(tmp_path / "d", 2), torch.nn.Flatten()
     (tmp_path / "struck.csv").write_text("image_a,image_b,keep\nd/train/red/00.png,d/train/red/01.png,0\n")
     refused("struck.csv: no pairs in it", pairs.read_pair_list, tmp_path / "struck.csv")
     refused("nowhere.csv: no such file", pairs.read_pair_list, tmp_path / "nowhere.csv")
