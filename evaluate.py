@@ -386,7 +386,7 @@ def linear_probe(train_x, train_y, test_x, test_y, classes, grid=L2_GRID, split=
     """
     held, kept = (rows.to(train_y.device) for rows in split or a_fifth(train_y.cpu()))
     scale = train_x.abs().max().clamp(1e-24, 1)  # features may be small, as an untrained MobileNet's
-    mean, std = train_x.mean(0), train_x.std(0).clamp(min=1e-6 * scale)  # constant ones become 0
+    mean, std = train_x.mean(0), train_x.std(0).clamp(min=1e-6 * scale)  # no division by the 0 of constant ones
     train_x, test_x = (train_x - mean) / std, (test_x - mean) / std
     accuracy = lambda w, x, y: score(metric, x @ w[:-1] + w[-1], y)
 
@@ -504,9 +504,11 @@ def build_detector(backbone, classes, kind="c4", size=(800,), rois=512, roi_size
     positions are the box head (He et al. 2016; MoCo's R50-C4 with its extra BatchNorm). "fpn": a feature pyramid of all stages
     and two linear layers (Lin et al. 2017). size: short sides; each training image draws one, testing takes the last, with which
     the anchors (32 ... 512 px at 800 px) scale. rois: RoIs in an image's box loss; at test time as many proposals, at least 100.
-    Differences from detectron2's, which MoCo used: fewer proposals (by default 1,024 in training, 512 in testing), RoIAlign without
-    the shift by half a pixel, a batch padded to one size, objects marked difficult not trained on, and BatchNorm's running
-    statistics not computed anew before testing. Raises UserError for backbones other than ResNets and, with c4, convnet.
+    Differences from detectron2's, which MoCo used: fewer proposals (by default 2,000 before non-maximum suppression in training, 1,024
+    after it; 1,000 and 512 in testing), smooth L1 losses of the boxes with beta 1/9 (there plain L1), RoIAlign with two samples
+    a side and without the shift by half a pixel, a batch padded to one size, weight decay of BatchNorm too, images without an
+    object trained on and objects marked difficult not, and BatchNorm's running statistics not computed anew before testing. Raises
+    UserError for backbones other than ResNets and, with c4, convnet.
     """
     if not isinstance(backbone, (torchvision.models.ResNet, ConvNet) if kind == "c4" else torchvision.models.ResNet):
         raise UserError(f"detection with {kind} takes torchvision's ResNets" + (" and convnet" if kind == "c4" else "; convnet has c4 only"))
@@ -1274,8 +1276,9 @@ def invariance_run(run, device, data=None, root=None, download=False, skip_bad=F
     """Shares of the nuisance factors of scenes, and of image transformations on `data`, added to result.json.
 
     Returns {table: {"factors": {name: {"share", "untrained", "inside"}}, ...}}, see share_of_factor; "inside" says
-    whether the run's augmentation has the factor, or imitates it (None: of weights from elsewhere this is not known). Image
-    transformations are applied to test images of `data`, if None of the run's own (scenes-held-out, if that is scenes or nothing).
+    whether the run's augmentation has the factor, or imitates it, jitter of any kind the colours and the light (None: of weights
+    from elsewhere this is not known). Image transformations are applied to test images of `data`, if None of the run's own
+    (scenes-held-out, if that is scenes or nothing).
     """
     config, trained, untrained = load_run(run)
     size, models = config["image_size"], {"share": trained.to(device), "untrained": untrained.to(device)}
@@ -1740,8 +1743,8 @@ def main():
         if args.data == ["scenes"]:
             usual = {"size": [128], "steps": 400, "batch_size": 8, "rois": 64, "roi_size": 7}
         size, steps, batch_size, rois, roi_size = (getattr(args, name) or value for name, value in usual.items())
-        if min(size) < 32 or rois == 1:
-            raise UserError("detect: --size takes 32 pixels or more, --rois 2 or more")
+        if min(size) < (64 if args.detector == "fpn" else 32) or rois < 4:  # a quarter of the RoIs, rounded down, show objects
+            raise UserError("detect: --size takes 32 pixels or more, with fpn 64, and --rois 4 or more")
         name, r = detect_run(args.run, args.data, device, args.init, args.detector, size, steps, batch_size, args.lr, rois, roi_size, args.seed)
         print(f"{args.run}: {name}: AP {r['ap']:.3f}  AP50 {r['ap50']:.3f}  AP75 {r['ap75']:.3f}  (COCO)  "
               f"AP {r['voc07_ap']:.3f}  AP50 {r['voc07_ap50']:.3f}  AP75 {r['voc07_ap75']:.3f}  (VOC2007, 11 points)")

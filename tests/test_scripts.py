@@ -270,7 +270,8 @@ def test_any_weights_of_torchvisions_format_are_judged_by_the_same_heads(photos,
     (["transfer", "RUN", "--data", "a/images", "b/images"], "two of one name"),
     (["invariance", "RUN", "--picture", "shares"], "name a file that ends in .png, .pdf or .svg"),
     (["detect", "RUN", "--data", "scenes", "--size", "480", "16"], "--size takes 32 pixels or more"),
-    (["detect", "RUN", "--data", "scenes", "--rois", "1"], "--rois 2 or more"),
+    (["detect", "RUN", "--data", "scenes", "--rois", "3"], "--rois 4 or more"),  # torchvision: a quarter, rounded down, show objects
+    (["detect", "RUN", "--data", "scenes", "--detector", "fpn", "--size", "32"], "with fpn 64"),
     (["finetune", "RUN", "--seed", "-1"], "--seed: -1 is not between 0 and 2**63 - 1"),
 ])
 def test_a_mistake_in_an_evaluation_is_one_line_and_loses_nothing(arguments, said, runs, tmp_path):
