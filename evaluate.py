@@ -1115,7 +1115,8 @@ class Run:
         if not self.judged:
             print(f"No --data with labels was given, so no table. Later: python evaluate.py linear {self.folder} --data DIR")
             return
-        show_table(evaluate_run(self.folder, ["linear", "knn"], default_data(self.config), self.device), self.config)
+        data = default_data(self.config)
+        show_table(evaluate_run(self.folder, ["linear", "knn"], data, self.device), self.config, data)
         print(f"{self.folder} holds pairs.png, curves.png, result.json, backbone.pt and the log.")
 
 
@@ -1257,7 +1258,7 @@ def detect_run(run, data, device, init, kind, size, steps, batch_size, lr, rois,
         backbone, _ = build_backbone(config["backbone"], config["image_size"])
     if isinstance(getattr(backbone, "maxpool", None), nn.Identity):
         print("note: the CIFAR stem of a backbone for images up to 64 px makes maps of 4 times the side: "
-              f"--size {max(32, size[-1] // 4)} costs what {size[-1]} does with the ImageNet stem", flush=True)
+              f"--size {size[-1]} costs what {4 * size[-1]} does with the ImageNet stem", flush=True)
     model = build_detector(backbone, len(train.classes), kind, size, rois, roi_size).to(device)
     print(f"{kind} detector, init {init}: {len(train)} training and {len(test)} test images of {train.name}, "
           f"{len(train.classes)} classes", flush=True)
@@ -1296,6 +1297,8 @@ def invariance_run(run, device, data=None, root=None, download=False, skip_bad=F
             h = features(model, images, what=f"invariance to {name}").cpu()
             for f, changed in changes.items():
                 factors[f][which] = share_of_factor(h, features(model, changed, what=f"invariance to {f}").cpu(), labels)
+        if any(1 in (f["share"], f["untrained"]) for f in factors.values()):
+            print(f"note: {name}: a share of 1 means that the category's variance cannot be told from 0, by features this poor or images this few", flush=True)
         results[name] = {"factors": factors, "n": len(labels), "classes": len(labels.unique())}
     add_results(run, {"invariance": results}, config)
     return results
@@ -1304,8 +1307,9 @@ def invariance_run(run, device, data=None, root=None, download=False, skip_bad=F
 TITLES = {"linear": "linear probe", "knn": "weighted kNN", "transfer": "linear probe", "finetune": "fine-tuned"}
 
 
-def show_table(results, config):
-    """Prints {head: {data: result}} as a table with chance, the untrained backbone, and how to read it."""
+def show_table(results, config, given):
+    """Prints {head: {name of the data: result}} as a table with chance, the untrained backbone, and how to read it; given: its
+    names as --data has them."""
     rows = [(head, data, r) for head, by_data in results.items() for data, r in by_data.items()]
     wide = max(18, *(len(data) + 2 for _, data, _ in rows))
     print(f"\n{'':14}{'data':{wide}}{'classes':>8}{'chance':>9}{'untrained':>11}{'this run':>10}")
@@ -1318,12 +1322,15 @@ def show_table(results, config):
     else:
         print("Test accuracy of frozen backbone features." + f" kNN: k = {' or '.join(ks)}, temperature 0.1." * bool(ks))
     of = lambda data: any(name == data or name.startswith(f"{data}, ") for _, name, _ in rows)  # after that, the share of the labels
+    own = config["data"] and Path(config["data"])
     if of("scenes-held-out"):
         print("The headline is scenes-held-out: categories that no pretraining image shows. Semantic pairs use")
         print("labels, so on seen categories that arm has an advantage that is not self-supervised.")
-    elif arm_of(config) == "semantic" and config["data"] and of(Path(config["data"]).name):
+    elif arm_of(config) == "semantic" and own and of(own.name):
         use = "semantic pairs use" if config["pairs"] in pairs.ARMS else "the pairs of a list may use"
-        print(f"These categories were seen in pretraining, and {use} their labels: not a self-supervised figure.")
+        certain = own.resolve() in [Path(name).resolve() for name in given]  # else the folder was moved, or is another of that name
+        these, then = ("These", ", and") if certain else ("If these", ",")
+        print(f"{these} categories were seen in pretraining{then} {use} their labels: not a self-supervised figure.")
 
 
 @pairs.picture()
@@ -1379,9 +1386,9 @@ PROTOCOL = ("metric", "k", "classes", "n", "n_train", "n_test", "files_crc32", "
 
 
 def measures(results):
-    """The numbers {"head data": {"value", "untrained", "chance", "protocol"}} of a result.json, those that there are; for
+    """The numbers {"head data": {"value", "untrained", "chance", "protocol", "unlike"}} of a result.json, those that there are; for
     fine-tuning and detectors means over the seeds of their own. Of a detector AP50 and AP, "untrained" is that of --init random.
-    Raises UserError if not all seeds were trained alike."""
+    "unlike": in words, in what those seeds were not trained alike, "" if they were."""
     groups, found = {}, {}
     for head, by_data in results.items():
         for data, r in by_data.items():
@@ -1392,22 +1399,23 @@ def measures(results):
     for (head, name), there in groups.items():
         keys = (*PROTOCOL, "lr") if head == "detect" else PROTOCOL  # fine-tuning chooses its own lr
         protocol = {}
+        how = {"protocol": protocol, "unlike": ""}
         for r in sum(there.values(), []):
             for key in keys:
                 if key in r and protocol.setdefault(key, r[key]) != r[key]:  # results of older code may lack one
-                    raise UserError(f"{head} {name}: not all were trained alike: {key} is {protocol[key]} and {r[key]}")
+                    how["unlike"] = f"{key} is {protocol[key]} and {r[key]}"
         if "value" in there:
             protocol["its seeds"] = sorted(r["seed"] for r in there["value"] if "seed" in r)
         mean = lambda key, which="value": float(np.mean([r[key] for r in there[which]]))
         if head == "detect":
             for key in ("ap50", "ap"):
-                found[f"detect {key.upper()} {name}"] = {which: mean(key, which) for which in there} | {"protocol": protocol}
+                found[f"detect {key.upper()} {name}"] = {which: mean(key, which) for which in there} | how
         elif head == "invariance":
             for factor, v in there["value"][0]["factors"].items():
-                found[f"share of {factor} {name}"] = {"value": v["share"], "untrained": v["untrained"], "protocol": protocol}
+                found[f"share of {factor} {name}"] = {"value": v["share"], "untrained": v["untrained"]} | how
         else:
             chance = there["value"][-1]["chance"]
-            found[f"{head} {name}"] = {"value": mean("accuracy"), "untrained": mean("untrained"), "chance": chance, "protocol": protocol}
+            found[f"{head} {name}"] = {"value": mean("accuracy"), "untrained": mean("untrained"), "chance": chance} | how
     return found
 
 
@@ -1455,10 +1463,7 @@ def compare(runs, by=(), only=()):
                 raise UserError(f"--by {name}: leave it out, as runs that differ in it are told apart or paired without it")
             if name not in vars_of(config):
                 raise UserError(f"--by {name}: no option of {run}; its options are {', '.join(vars_of(config))}")
-        try:
-            found = measures(read_json(file))
-        except UserError as error:
-            raise UserError(f"{run}: {error}") from None
+        found = measures(read_json(file))
         values = ["with all transforms" if name == "without" and not config[name] else f"{name} {shown(config[name])}" for name in by]
         row = config["method"] or run.resolve().name, ", ".join(filter(None, [data_of(config), *values]))
         groups.setdefault(row, []).append((run, config, found))
@@ -1466,7 +1471,7 @@ def compare(runs, by=(), only=()):
     asked_for = lambda measure, name: measure == name or measure.startswith(f"{name} ")
     for name in only:
         if not any(asked_for(measure, name) for measure in known):
-            raise UserError(f"--measure {name}: not measured in these runs; choose from {', '.join(known)}")
+            raise UserError(f"--measure {name}: not measured in these runs; choose from {' | '.join(known)}")
     rows = []
     for (method, data), members in groups.items():
         for name in ("files_crc32", "precision"):  # runs of older code do not have them
@@ -1476,6 +1481,9 @@ def compare(runs, by=(), only=()):
         first_run, first, _ = members[0]
         for run, config, _ in members[1:]:
             for name in sorted({*vars_of(first), *vars_of(config)} - FREE):
+                if config.get(name) != first.get(name) and name == "files_crc32":
+                    raise UserError(f"not matched, so not comparable: the images of --data, or the pairs of the list, are not the same in {first_run} "
+                                    f"and in {run}; train both on the same")
                 if config.get(name) != first.get(name):
                     raise UserError(f"not matched, so not comparable: {name} is {shown(first.get(name))} in {first_run} and "
                                     f"{shown(config.get(name))} in {run}; with --by {name} each value has rows of its own")
@@ -1494,8 +1502,12 @@ def compare_one(method, data, measure, members):
     protocol = {}  # {what should be equal: (value, run that has it)}
     for run, config, found in members:
         arm, seed, number = row[arm_of(config)], config["seed"], found[measure]
+        if number["unlike"]:
+            raise UserError(f"{run}: {measure}: not all were trained alike: {number['unlike']}; evaluate one again, or leave it out with --measure")
         for key, value in number["protocol"].items():
             other, where = protocol.setdefault(key, (value, run))  # results of older code may lack one
+            if value != other and key == "files_crc32":
+                raise UserError(f"{measure} is not comparable: the test images have other file names in {run} than in {where}; evaluate one again")
             if value != other:
                 raise UserError(f"{measure} is not comparable: {key} is {other} in {where} and {value} in {run}; evaluate one again")
         if seed in arm:
@@ -1720,7 +1732,7 @@ def main():
     elif args.backbone or args.image_size or args.out:
         raise UserError("--backbone, --image-size and --out go with --backbone-file; a run folder already sets them")
     if not args.run:
-        raise UserError("name a run folder, or --backbone-file FILE --backbone NAME")
+        raise UserError("name a run folder (before --data, which takes all names after it), or --backbone-file FILE --backbone NAME")
 
     if args.command == "invariance":
         picture, results, said = Path(args.picture or Path(args.run[0]) / "invariance.png"), {}, {True: "yes", False: "no", None: "?"}
@@ -1752,7 +1764,8 @@ def main():
         config = read_config(args.run)
         options = {key: getattr(args, key) for key in ("fraction", "steps", "batch_size", "seed") if key in args}
         data = args.data or default_data(config)
-        show_table(evaluate_run(args.run, [args.command], data, device, args.root, args.download, args.skip_bad, args.cache, **options), config)
+        found = evaluate_run(args.run, [args.command], data, device, args.root, args.download, args.skip_bad, args.cache, **options)
+        show_table(found, config, data)
 
 
 if __name__ == "__main__":

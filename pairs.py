@@ -513,7 +513,8 @@ def picture():
     import matplotlib  # only where a picture is drawn
 
     matplotlib.use("Agg")
-    with matplotlib.rc_context({"text.parse_math": False}):
+    with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # boxes in their place say it too
         yield
 
 
@@ -1080,10 +1081,12 @@ def can_judge(folder):
     try:
         *_, classes = list_folder(folder, "test")
         list_folder(folder, "train"), list_folder(folder, "val")
+        if len(classes) < 2:
+            raise UserError(f"it has one class only, {classes[0]}")
     except UserError as error:
         print(f"note: the run will not be judged on {folder}: {error}", flush=True)
         return False
-    return len(classes) > 1
+    return True
 
 
 class BadImage(UserError):
@@ -1384,10 +1387,10 @@ def load_boxes(data, seed=0, image_size=128):
     """(train, test) BoxSets of `data`: ["scenes"] (see detection_scenes) or a list of folders in the layout of Pascal VOC.
 
     Each folder is VOC2007 or any other with Annotations/, JPEGImages/ and ImageSets/Main/, or one that holds such
-    folders at most two levels down. Training uses trainval.txt, testing test.txt; a folder without test.txt serves for
-    training only, all of it if it has no list. If no folder has one: train.txt and val.txt; without those every fifth of all
-    images is for testing. Raises UserError for missing or unreadable files, for boxes outside of their image, for images listed
-    for both, and for a folder that is there twice.
+    folders at most two levels down. Training uses trainval.txt (without that train.txt, and not val.txt), testing test.txt; a
+    folder without test.txt serves for training only, all of it if it has no list. If no folder has one: train.txt and val.txt;
+    without those every fifth of all images is for testing. Raises UserError for missing or unreadable files, for boxes outside of
+    their image, for images listed for both, and for a folder that is there twice.
     """
     if data == ["scenes"]:
         return tuple(detection_scenes(split, n, image_size, seed) for split, n in (("train", 400), ("test", 200)))
@@ -1530,7 +1533,8 @@ class Parser(argparse.ArgumentParser):
     """argparse, except that a mistake is a UserError: one line instead of the whole usage."""
 
     def error(self, message):
-        raise UserError(f"{message}; --help lists the options")
+        hint = " (name runs before --by and --measure, which take all names after them)" if message.endswith("required: run") else ""
+        raise UserError(f"{message}{hint}; --help lists the options")
 
 
 def number(kind, fits, words):
@@ -1733,6 +1737,9 @@ def propose(folder, by="random", count=None, backbone=None, image_size=None, see
     paths, labels, classes = images_to_pair(folder)
     if by == "random" and classes == [""]:
         raise UserError(f"--data {folder} has no class folders: only --by features can propose partners there")
+    if len(classes) == 1 and classes != [""] and not ignore_labels:
+        raise UserError(f"--data {folder} has one class only, {classes[0]}; is it the folder of the class folders? (--by features --ignore-labels "
+                        "pairs images whatever their class)")
     turns = by_turns(labels)
     paths, labels = [paths[i] for i in turns.tolist()], labels[turns]
     names = [path.relative_to(folder).as_posix() for path in paths]
@@ -1828,7 +1835,7 @@ def check(file, folder=None):
         else:
             small[path] = torch.from_numpy(thumbnail)
     category, false, known = categories_of(rows, folder), [], 0
-    if len(set(category.values()) - {""}) < 2 and not any(row["category"] for row in rows):
+    if len(set(category.values()) - {""}) < 2 and all(row["category"] in ("", category_of(row["image_a"], folder)) for row in rows):
         category = dict.fromkeys(category, "")  # one folder holds all: it may be the one above the classes
     for row in rows:
         a, b = row["image_a"], row["image_b"]
@@ -1840,7 +1847,7 @@ def check(file, folder=None):
         if both and category[a] and category[b]:
             known += 1
             if category[a] != category[b]:
-                false.append(f"line {row['line']}: {a} and {b} are of two categories")
+                false.append(f"line {row['line']}: {a} and {b} are of two categories, {category[a]} and {category[b]}")
     count = Counter(category[row["image_a"]] for row in rows)
     without = count.pop("", 0)
     if count:
@@ -1849,7 +1856,7 @@ def check(file, folder=None):
         report.append(f"classes: {len(count)}; pairs in a class: {spread}" + (f"; {without} without a category" if without else ""))
     uses = [len(set(lines)) for lines in seen.values()]
     report.append(f"images: {len(seen)}; {sum(n > 1 for n in uses)} in more than one row, at most {max(uses)} rows")
-    rate = f"{len(false)} of {known} ({len(false) / known:.1%})" if known else "not known, as neither the list nor class folders tell categories"
+    rate = f"{len(false)} of {known} ({len(false) / known:.1%})" if known else "not known, as list and class folders tell no two categories"
     report.append(f"false pairs: {rate}")
     return report, mistakes + false
 

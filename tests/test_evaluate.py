@@ -145,11 +145,13 @@ def test_features_leave_the_backbone_alone_and_do_not_depend_on_the_batch():
 def test_the_table_says_which_categories_pretraining_has_seen(capsys):
     r = {"accuracy": 0.5, "untrained": 0.2, "chance": 0.1, "classes": 10}
 
-    def note(evaluated, **config):
-        evaluate.show_table({"finetune": {evaluated: r}}, {"pairs": "semantic", "data": "somewhere/photos"} | config)
+    def note(evaluated, given="somewhere/photos", **config):
+        evaluate.show_table({"finetune": {evaluated: r}}, {"pairs": "semantic", "data": "somewhere/photos"} | config, ["flowers102", given])
         return capsys.readouterr().out
 
-    assert "were seen" in note("photos, 0.1 of the labels") and "were seen" in note("photos")
+    assert "These categories were seen" in note("photos, 0.1 of the labels") and "These categories were seen" in note("photos")
+    assert "These categories were seen" in note("photos", os.path.abspath("somewhere/photos"))
+    assert "\nIf these categories were seen in pretraining, semantic pairs use their labels" in note("photos", "elsewhere/photos")
     assert "were seen" not in note("flowers102, 0.1 of the labels") and "were seen" not in note("photos", pairs="augmented")
     assert "headline" in note("scenes-held-out, 0.1 of the labels", data="scenes")
     assert "were seen" not in note("photos", pairs="list.csv", arm="semantic", data=None)
@@ -158,7 +160,7 @@ def test_the_table_says_which_categories_pretraining_has_seen(capsys):
 
 def test_the_table_has_its_numbers_under_their_names(capsys):
     r = {"accuracy": 0.5, "untrained": 0.2, "chance": 0.1, "classes": 10}
-    evaluate.show_table({"knn": {"photos": r | {"k": 50}}, "transfer": {"photos": r | {"metric": "mAP"}}}, {"pairs": "augmented", "data": "photos"})
+    evaluate.show_table({"knn": {"photos": r | {"k": 50}}, "transfer": {"photos": r | {"metric": "mAP"}}}, {"pairs": "augmented", "data": "photos"}, ["photos"])
     said = capsys.readouterr().out
     head, row, odd = (line.split() for line in said.splitlines()[1:4])
     assert head == ["data", "classes", "chance", "untrained", "this", "run"] and row[-5:] == ["photos", "10", "0.100", "0.200", "0.500"]
@@ -566,6 +568,18 @@ def test_shares_are_those_of_the_trained_and_of_the_untrained_backbone(tmp_path,
     monkeypatch.setattr(evaluate, "scene_changes", lambda seed, size: changes(seed, size, n=40))
     found = evaluate.invariance_run(tmp_path, torch.device("cpu"))["transformations of colours"]["factors"]["flip"]
     assert found["share"] < 1e-3 and found["untrained"] > 0.1  # the mean colour stays, the pixels move
+
+
+def test_it_is_told_where_features_do_not_tell_the_categories_apart(tmp_path, monkeypatch, capsys):
+    torch.manual_seed(0)
+    evaluate.write_json(tmp_path / "config.json", {"method": None, "image_size": 16, "seed": 0, "data": None})
+    monkeypatch.setattr(evaluate, "load_backbone", lambda run: (mean_color(), mean_color()))
+    monkeypatch.setattr(evaluate, "scene_changes", lambda *_: (torch.arange(4) % 2, labelled(4, 0).images, {}))
+    alike = labelled(40, 0)
+    for labels, told in ((alike.labels, False), (torch.arange(40) // 2 % 2, True)):  # the second: of either class as many of each colour
+        monkeypatch.setattr(evaluate, "load_splits", lambda *_: [pairs.replace(alike, labels=labels)])
+        found = evaluate.invariance_run(tmp_path, torch.device("cpu"))["transformations of colours"]["factors"]
+        assert (found["jitter"]["share"] == 1) == told == ("note: transformations of colours: a share of 1 means" in capsys.readouterr().out)
 
 
 def test_features_are_computed_in_float32(monkeypatch):

@@ -1173,7 +1173,7 @@ def test_a_list_is_judged_on_class_folders_where_there_are_some(tmp_path, capsys
     (folder / "val" / "green").rename(folder / "val" / "red")
     assert not pairs.can_judge(folder) and "no images in class folders below" in capsys.readouterr().out
     shutil.rmtree(folder / "val"), shutil.rmtree(folder / "train" / "blue"), shutil.rmtree(folder / "test" / "blue")
-    assert not pairs.can_judge(folder)  # one class
+    assert not pairs.can_judge(folder) and "it has one class only, red" in capsys.readouterr().out
 
 
 def test_images_of_a_list_that_the_run_is_tested_on_are_counted(tmp_path, monkeypatch, capsys):
@@ -1202,6 +1202,14 @@ def test_semantic_pairs_of_a_single_class_are_refused(tmp_path):
     assert len(pairs.make_pairs("augmented", pool, 0)) == len(pool)
     with pytest.raises(UserError, match="above has one class only, d; is --data the folder of the class folders"):
         pairs.make_pairs("semantic", pool, 0)
+    for by in ("random", "features"):
+        with pytest.raises(UserError, match="above has one class only, d; is it the folder of the class folders"):
+            pairs.propose(tmp_path / "above", by)
+    pixels = torch.nn.Flatten()
+    assert len(pairs.propose(tmp_path / "above", "features", backbone=pixels, ignore_labels=True)) == 20  # every fifth is for testing
+    for category, said in (("d", "not known"), ("cat", "0 of 2")):  # the folder's name again, and the list's own word
+        (tmp_path / "l.csv").write_text(f"image_a,image_b,category\nd/red/00.png,d/blue/00.png,{category}\nd/blue/01.png,d/red/02.png,{category}\n")
+        assert f"false pairs: {said}" in pairs.check(tmp_path / "l.csv", tmp_path / "above")[0][-1]
 
 
 def test_a_folder_of_one_class_is_trained_on_and_not_judged(tmp_path, monkeypatch, capsys):
@@ -1406,7 +1414,7 @@ def test_mistyped_paths_do_not_hide_false_pairs_and_a_wrong_folder_is_one_line(t
     folder, file = two_colours(tmp_path / "d"), tmp_path / "l.csv"
     file.write_text("image_a,image_b,category\ntrain/red/00.png,train/blue/00.png,red\ntrain/rde/01.png,train/red/02.png,red\n")
     mistakes = pairs.check(file, folder)[1]
-    assert len(mistakes) == 2 and "rde/01.png is missing" in mistakes[0] and mistakes[1].endswith("are of two categories")
+    assert len(mistakes) == 2 and "rde/01.png is missing" in mistakes[0] and mistakes[1].endswith("are of two categories, red and blue")
     assert len(pairs.check(file)[1]) == 1 and "is --data the folder" in pairs.check(file)[1][0]
 
 
@@ -1478,9 +1486,10 @@ def test_a_contact_sheet_shows_the_pair_of_each_number(tmp_path, monkeypatch):
 def test_contact_sheets_of_classes_and_lists_of_any_name(tmp_path):
     folder = two_colours(tmp_path / "d", 3)
     (folder / "train" / "red").rename(folder / "train" / "$5_to_$_x")
+    (folder / "train" / "blue").rename(folder / "train" / "靴")  # of which matplotlib's font has no picture
     for out in ("v.1", "v.2"):
         status, _, error = run_pairs("propose", "--data", folder, "--out", tmp_path / out, "--cache", tmp_path / "c")
-        assert status == 0, error
+        assert status == 0 and not error, error
     assert {"v.1-001.png", "v.2-001.png"} <= {p.name for p in tmp_path.iterdir()}
 
 

@@ -250,6 +250,8 @@ def test_any_weights_of_torchvisions_format_are_judged_by_the_same_heads(photos,
 @pytest.mark.parametrize("arguments, said", [
     (["judge"], "invalid choice: 'judge'"),
     (["knn"], "name a run folder"),
+    (["knn", "--data", "elsewhere", "RUN"], "name a run folder (before --data, which takes all names after it)"),
+    (["compare", "--measure", "linear", "RUN"], "name runs before --by and --measure"),
     (["knn", "nowhere"], "nowhere is not a run folder"),
     (["knn", "WEIGHTS"], "backbone.pt is not a run folder: it has no config.json; give its folder, or --backbone-file"),
     (["transfer", "RUN"], "--data"),
