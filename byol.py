@@ -25,7 +25,8 @@ Deviations from the paper and its official code
   3. Heads of 1024 and 256 (paper: 4096 and 256). On scenes 256 and 128 would do for augmented pairs, but with semantic
      pairs the loss then left its plateau late or, with some seeds, not at all (results/scenes/byol-recipe.txt).
   4. On photographs: ResNet-18, batch 512, 200 epochs, EMA decay from 0.99, no blur below 64 px (paper: ResNet-50, 4096;
-     1000 epochs, 0.996).
+     1000 epochs, 0.996). A ResNet's blocks do not start as the identity (official ResNet-50: the last BatchNorm of each
+     starts at 0).
   5. On scenes: a small convnet, small batches (more steps in a few minutes), lr 0.25, crops of at least half the
      area, no blur, no solarisation, no warm-up; colour jitter weak in brightness and contrast, strong in
      saturation and hue, so that colour is no shortcut for augmented pairs: with SimCLR's jitter they teach nothing, 0.180

@@ -24,7 +24,8 @@ Deviations from the paper and google-research/simclr
   4. The two views go through the network one after the other, so BatchNorm sees N images at a time.
   5. BatchNorm in the projector as in the official code (the paper's Sec. 2.1 names none); the last has a bias (official: a
      scale only).
-  6. On photographs: ResNet-18 (App. B.9: ResNet-50), 200 epochs.
+  6. On photographs: ResNet-18 (App. B.9: ResNet-50), 200 epochs. A ResNet's blocks do not start as the identity (official:
+     the last BatchNorm of each starts at 0).
   7. On scenes: a small convnet, crops of at least half the area, colour jitter of a quarter of the paper's strength,
      no blur, no warm-up, temperature 0.2, to suit 32 px images and runs of a few minutes. With the jitter of byol.py augmented
      pairs do far better, 0.842 (results/ablations/jitter).
