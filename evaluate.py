@@ -258,6 +258,11 @@ class Diverged(UserError):
     """Features that are not finite."""
 
 
+def device_of(model):
+    """Where a model's parameters are; the CPU if it has none, as nn.Flatten(), for features that are the pixels."""
+    return next(model.parameters(), torch.empty(0)).device
+
+
 @torch.no_grad()
 def features(backbone, images, batch_size=256, what="features"):
     """Features (N, d) float32 of uint8 images (N, 3, S, S), in eval mode, on the backbone's device.
@@ -265,7 +270,7 @@ def features(backbone, images, batch_size=256, what="features"):
     Computed by a copy, so that the backbone keeps its modes. Raises AssertionError when the pass changed the copy (a head must
     not move what it judges), Diverged when features are not finite.
     """
-    device = next(backbone.parameters(), torch.empty(0)).device  # nn.Flatten(), for features that are the pixels, has no parameters
+    device = device_of(backbone)
     frozen = copy.deepcopy(backbone).eval()  # running statistics of BatchNorm are used, and stay as they are
     out, progress = [], pairs.Progress(what, len(images))
     for batch in images.split(batch_size):
@@ -352,7 +357,10 @@ def shuffled_by_turns(labels, seed):
 
 
 def a_fifth(labels, seed=0):
-    """(rows to choose on, rows to train on): a random fifth of the rows, of each class about a fifth, and the others."""
+    """(rows to choose on, rows to train on): a random fifth of the rows, of each class about a fifth, and the others. Raises
+    ValueError for fewer than five."""
+    if len(labels) < 5:
+        raise ValueError(f"{len(labels)} rows, of which a fifth is to choose on: give five or more, or a split")
     order = shuffled_by_turns(labels, seed)
     y, held = labels[order], torch.zeros(len(order), dtype=torch.bool)
     # an image's place in its class, as a share of the class, 1 / n to 1: the fifth with the smallest shares is held out, about a fifth
@@ -403,8 +411,10 @@ def linear_probe(train_x, train_y, test_x, test_y, classes, grid=L2_GRID, split=
 
 def judge(heads, trained, untrained, train, test, val=None, **options):
     """Results {head: {...}} of the heads "knn", "linear" or "transfer" (the same probe), "finetune" for ImageSets, the
-    trained beside the untrained backbone. `options` go to fine_tune."""
-    device = next(trained.parameters()).device
+    trained beside the untrained backbone. `options` go to fine_tune. Raises ValueError for other heads."""
+    if isinstance(heads, str) or not TITLES.keys() >= set(heads):
+        raise ValueError(f"heads: a list of {', '.join(TITLES)}, not {heads!r}")
+    device = device_of(trained)
     split = split_off_validation(train, val) if set(heads) - {"knn"} else None
     parts = [train] if val is None else [train, val]
     y, test_y = torch.cat([s.labels for s in parts]).to(device), test.labels.to(device)
@@ -447,7 +457,7 @@ def fit_all_layers(backbone, train, rows, lr, steps, batch_size, seed, what):
     SGD with Nesterov momentum 0.9 and no weight decay (ssl-transfer tries several), the learning rate falls along a cosine
     to 0; random crops of at least half the image and flips. Unlike in a probe, BatchNorm is trained too.
     """
-    device = next(backbone.parameters()).device
+    device = device_of(backbone)
     generator, view = pairs.stream("finetune", seed), pairs.Augmentation(crop=(0.5, 1.0), p_jitter=0, p_gray=0)
     width = features(backbone, train.images[:1]).shape[1]
     torch.manual_seed(seed)
@@ -491,7 +501,7 @@ def fine_tune(backbone, train, test, split=None, fraction=1.0, steps=1000, batch
     lr = max(curve, key=curve.get)
     return {"accuracy": judged(fit(of_all, lr), test.images, test.labels), "metric": train.metric, "lr": lr, "validation": curve,
             "fraction": fraction, "n_fitted": len(of_all), "steps": steps, "batch_size": batch_size, "seed": seed,
-            "precision": usual_precision(next(backbone.parameters()).device)}
+            "precision": usual_precision(device_of(backbone))}
 
 
 # ---------------------------------------------------------------------------------------- detection
@@ -1481,10 +1491,10 @@ def compare(runs, by=(), only=()):
         first_run, first, _ = members[0]
         for run, config, _ in members[1:]:
             for name in sorted({*vars_of(first), *vars_of(config)} - FREE):
-                if config.get(name) != first.get(name) and name == "files_crc32":
-                    raise UserError(f"not matched, so not comparable: the images of --data, or the pairs of the list, are not the same in {first_run} "
-                                    f"and in {run}; train both on the same")
                 if config.get(name) != first.get(name):
+                    if name == "files_crc32":
+                        raise UserError("not matched, so not comparable: the images of --data, or the pairs of the list, are not the same in "
+                                        f"{first_run} and in {run}; train both on the same")
                     raise UserError(f"not matched, so not comparable: {name} is {shown(first.get(name))} in {first_run} and "
                                     f"{shown(config.get(name))} in {run}; with --by {name} each value has rows of its own")
         controls = dict.fromkeys(control_of(config) for _, config, _ in members if arm_of(config) == "semantic") or [""]
@@ -1506,10 +1516,11 @@ def compare_one(method, data, measure, members):
             raise UserError(f"{run}: {measure}: not all were trained alike: {number['unlike']}; evaluate one again, or leave it out with --measure")
         for key, value in number["protocol"].items():
             other, where = protocol.setdefault(key, (value, run))  # results of older code may lack one
-            if value != other and key == "files_crc32":
-                raise UserError(f"{measure} is not comparable: the test images have other file names in {run} than in {where}; evaluate one again")
             if value != other:
-                raise UserError(f"{measure} is not comparable: {key} is {other} in {where} and {value} in {run}; evaluate one again")
+                said = f"{key} is {other} in {where} and {value} in {run}"
+                if key == "files_crc32":
+                    said = f"the test images have other file names in {run} than in {where}"
+                raise UserError(f"{measure} is not comparable: {said}; evaluate one again")
         if seed in arm:
             raise UserError(f"{run}: another run of {method}, {arm_of(config)} pairs, seed {seed} is there already")
         if "value" in number:

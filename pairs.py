@@ -601,8 +601,11 @@ def load_pairs(args):
 def make_pairs(kind, pool, seed):
     """Pairs of kind "augmented" or "semantic" over a labelled pool.
 
-    Raises UserError for images of several classes and, if semantic, for a class with a single image and for one class only.
+    Raises ValueError for another kind, UserError for images of several classes and, if semantic, for a class with a single image
+    and for one class only.
     """
+    if kind not in ARMS:
+        raise ValueError(f"no kind {kind}: augmented or semantic")
     if pool.labels.ndim > 1:
         raise UserError(f"{pool.name} has images of several classes: make a pair list and name it with --pairs FILE.csv")
     if kind == "semantic" and (lonely := lonely_classes(pool.labels, pool.classes)):
@@ -626,8 +629,10 @@ def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=Non
     each row's anchor image_a with itself: the matched baseline, equal in anchors, order and number of pairs, and in
     images if each is some row's image_a (else a note says so). Both arms load the images of both columns. `limit` keeps
     the first rows; `skip_bad` leaves out pairs with an image that cannot be read. Raises UserError with the row of a
-    mistake.
+    mistake, ValueError for another arm.
     """
+    if arm not in ARMS:
+        raise ValueError(f"no arm {arm}: augmented or semantic")
     table, folder = read_rows(file, folder)
     table, index = [row for row in table if row["keep"]][:limit], {}
     if not table:
@@ -848,10 +853,12 @@ def render_scenes(factors, shapes, size, generator):
 def scenes(split="train", image_size=32, seed=0, held_out=False, details=False, shifted=False):
     """The built-in data set: an ImageSet and, with `details`, also (factors, masks, boxes) as `render_scenes`.
 
-    `seed` is the world: its categories, its images. `split` is "train" or "test": same categories, other
+    `seed` is the world: its categories, its images. `split` is "train" or "test" (else ValueError): same categories, other
     images. `held_out` takes categories that the train split of the same world does not contain; `shifted`
     shows those in contexts that it does not contain either (see sample_factors).
     """
+    if split not in ("train", "test"):
+        raise ValueError(f"no split {split}: train or test")
     held_out = held_out or shifted
     world = "held-out" if held_out else "seen"
     n_classes, train, test = (HELD_OUT_CATEGORIES, HELD_OUT_TRAIN, HELD_OUT_TEST) if held_out else (SCENE_CATEGORIES, SCENE_TRAIN, SCENE_TEST)
@@ -900,8 +907,10 @@ def load_images(data, split="train", image_size=None, limit=None, seed=0, root="
     image's short side, at most 224 px); images are scaled to that short side and centre-cropped. `limit` keeps
     the first images of the train split, one of each class in turn; `skip_bad` leaves out images that cannot be
     read; `cache` is the folder for decoded image files, see `cached`. Raises UserError when there is nothing
-    to read, and when there are images that cannot be read, all of them named.
+    to read, and when there are images that cannot be read, all of them named; ValueError for another split.
     """
+    if split not in ("train", "test", "val"):
+        raise ValueError(f"no split {split}: train, test or val")
     limit = limit if split == "train" else None
     if data in SCENES:
         if split == "val":
@@ -1673,7 +1682,7 @@ def nearest_partners(h, labels=None, forbidden=None, tries=5, at_once=2**27):
     by_class, n_c, _ = sorted_by_class(labels)
     if (n_c == 1).any():
         raise ValueError("a class with one image has no partner for it")
-    partner, progress = torch.empty_like(labels), Progress("nearest neighbours", len(h))
+    partner, progress = torch.empty(len(h), dtype=torch.long), Progress("nearest neighbours", len(h))
     for members in by_class.split(labels.unique(return_counts=True)[1].tolist()):  # a class at a time: its square, not that of all
         among, step = F.normalize(h[members], dim=1), max(1, at_once // len(members))
         for start in range(0, len(members), step):

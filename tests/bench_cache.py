@@ -187,12 +187,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", help="a folder of class folders with train/ [only generated images]")
     parser.add_argument("--gigabytes", type=float, default=4, help="size of the streamed array [4]")
-    parser.add_argument("--only", nargs="+", help="build, stream, memory, kills [all]")
+    parser.add_argument("--only", nargs="+", choices=["build", "stream", "memory", "kills"], help="[all]")
     parser.add_argument("--scratch", help="folder for some 5 GB of files, on the disk to be measured [the system's for temporary files]")
     parser.add_argument("--out", default="runs/bench-cache.json", help="[runs/bench-cache.json]")
     args = parser.parse_args()
     result = {"machine": {"torch": torch.__version__, "cores": os.cpu_count(), "python": sys.version.split()[0], "pillow": PIL.__version__,
                           "cpu": torch.cpu.get_capabilities().get("cpu_name"), "git_commit": evaluate.git_commit()}}
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
         scratch = Path(scratch)
         parts = {"build": lambda: bench_build(args.data, scratch), "stream": lambda: bench_stream(scratch, args.gigabytes),
@@ -202,8 +203,7 @@ def main():
             print(name)
             for row, values in result[name].items():
                 print(f"    {row:24}" + "  ".join(f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()), flush=True)
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.out).write_text(json.dumps(result, indent=2) + "\n")
+            Path(args.out).write_text(json.dumps(result, indent=2) + "\n")  # after each part: a later one may fail
 
 
 if __name__ == "__main__":

@@ -1256,6 +1256,18 @@ def test_untrained_features_of_held_out_scenes_score_as_published():
     assert found["linear"]["accuracy"] == pytest.approx(0.164, abs=0.01) and found["knn"]["accuracy"] == pytest.approx(0.060, abs=0.005)
 
 
+def test_other_heads_and_too_few_rows_are_refused_and_pixels_are_judged():
+    train, test, pixels = labelled(40, 0), labelled(20, 1), nn.Flatten()
+    for heads in ("knn", ["knn", "Linear"]):
+        with pytest.raises(ValueError, match="heads: a list of linear, knn, transfer, finetune, not "):
+            evaluate.judge(heads, pixels, pixels, train, test)
+    x, y = torch.randn(4, 3), torch.arange(4) % 2
+    with pytest.raises(ValueError, match="4 rows, of which a fifth is to choose on"):
+        evaluate.linear_probe(x, y, x, y, 2)
+    found = evaluate.judge(["linear", "knn", "finetune"], pixels, pixels, train, test, steps=2, batch_size=4, lrs=[0.1])
+    assert all(found[head]["accuracy"] == found[head]["untrained"] for head in found) and found["linear"]["accuracy"] > 0.9
+
+
 def test_what_images_of_several_classes_cannot_have_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
     several = pairs.ImageSet("voc2007", torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, 20, dtype=torch.long), ["a"] * 20)
     monkeypatch.setattr(evaluate, "read_config", lambda run: {"method": None, "image_size": 8, "seed": 0, "data": None, "root": "data"})

@@ -138,6 +138,15 @@ def test_mistakes_in_folders_are_named(tmp_path):
         pairs.load_images("cifar10", root=str(tmp_path / "cifar"))
 
 
+def test_a_name_that_is_none_is_not_taken_for_another(tmp_path):
+    pool = pairs.ImageSet("", torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4) % 2, ["a", "b"])
+    for call, said in ((lambda: pairs.load_images(tmp_path, "validation"), "no split validation: train, test or val"),
+                       (lambda: pairs.load_images("scenes", "Train"), "no split Train"), (lambda: pairs.scenes("val"), "no split val: train or test"),
+                       (lambda: pairs.make_pairs("Augmented", pool, 0), "no kind Augmented"), (lambda: pairs.read_pair_list("l.csv", arm="augment"), "no arm augment")):
+        with pytest.raises(ValueError, match=said):
+            call()
+
+
 def test_images_of_every_usual_suffix_are_found_and_hidden_folders_are_no_classes(tmp_path):
     names = [f"{i}.{suffix}" for i, suffix in enumerate(("JPEG", "bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp"))]
     for folder in ("train/c", "train/.ipynb_checkpoints", "test"):

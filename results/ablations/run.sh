@@ -49,6 +49,12 @@ jitter() {  # methods, a name, and the options that it is for
 for run in runs/jitter runs/*-{share,false,without}*-scenes-seed[0-2] runs/simclr-*-{shufflenet_v2_x0_5,regnet_x_400mf}-scenes-seed[0-2]; do
   [ ! -e "$run" ] || { echo "$run is there already: move it away first, a run is never overwritten" >&2; exit 2; }
 done
+"$python" -c '
+import json, sys, torch, evaluate
+base = json.load(open("results/scenes/simclr-semantic-scenes-seed0/config.json"))["precision"]
+here = evaluate.usual_precision(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+if base != here:
+    sys.exit(f"results/scenes is in {base} and this machine computes in {here}, which compare refuses: run results/scenes/run.sh first")'
 mkdir -p runs
 list_runs | xargs -P 2 -L 1 "$python" > runs/ablations-output.txt 2>&1
 for run in runs/*-{share,false,without}*-scenes-seed[0-2] runs/simclr-*-{shufflenet_v2_x0_5,regnet_x_400mf}-scenes-seed[0-2]; do

@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import evaluate
 import pairs
 
+if len(sys.argv) != 4:
+    sys.exit(__doc__)
 *runs, file = sys.argv[1:]
 queries, nearest = 8, 6
 widths = [1, 0.4, *[1] * nearest, 0.4, *[1] * nearest]

@@ -22,6 +22,7 @@ start=$(date +%s) status=0
 run=runs/gpu-$part-$start to=$to/cifar10-gpu/$part
 mkdir -p "$to"
 timeout -s INT -k 20 "${LIMIT:-0}" "$python" "$part.py" --pairs augmented --data "$data" --out "$run" --device cuda "$@" | tee "$to/output.txt" || status=$?
+rm -f "$to"/{config.json,log.jsonl,result.json}  # of an earlier run
 for file in config.json log.jsonl result.json; do  # the last is missing after an interruption
   [ ! -e "$run/$file" ] || cp "$run/$file" "$to"
 done

@@ -13,6 +13,7 @@
 set -e
 cifar=$1 clothes=$2 python=${3:-.venv/bin/python}
 export OMP_NUM_THREADS=1
+case $cifar$clothes in *[[:space:]]*) echo "give the two folders names without blanks, at which xargs would split them" >&2; exit 2;; esac
 for run in runs/{simclr,moco,byol,simsiam}-*-"$(basename "$cifar")"-seed[0-4]; do
   [ ! -e "$run" ] || { echo "$run is there already: move it away first, a run is never overwritten" >&2; exit 2; }
 done
