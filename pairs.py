@@ -514,7 +514,7 @@ def picture():
 
     matplotlib.use("Agg")
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # boxes in their place say it too
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # boxes in their place say it too
         yield
 
 
