@@ -1711,7 +1711,7 @@ def parse_args(argv=None):
     add = command("invariance", "which nuisance factors the features ignore; several runs are drawn into one picture", "*").add_argument
     add("--data", type=pairs.named, help=f"images to transform: {sets}; or a folder of class folders [the run's; scenes: scenes-held-out]")
     add("--picture", help="the picture's file, .png, .pdf or .svg [invariance.png in the first run's folder]")
-    add = command("compare", "semantic against augmented pairs, over matched runs and equal seeds", "+").add_argument
+    add = command("compare", "semantic against augmented pairs, over matched runs and equal seeds", "*").add_argument
     add("--by", nargs="+", default=[], help="pretraining options in which runs may differ, with separate rows for each value, e.g. --by without backbone")
     add("--measure", nargs="+", default=[], help='only these measures, e.g. "linear scenes-held-out", or linear for all of its data sets [all]')
     add("--out", default="comparison", help="folder for comparison.md, comparison.csv and comparison.png [comparison]")
@@ -1721,6 +1721,8 @@ def parse_args(argv=None):
 def main():
     args = parse_args()
     if args.command == "compare":
+        if not args.run:
+            raise UserError("name runs before --by and --measure, which take all names after them")
         rows, replaced = compare(args.run, args.by, args.measure), Path(args.out, "comparison.md").exists()
         print(write_comparison(rows, args.out))
         if any(row["augmented"] or row["semantic"] for row in rows) and not any(row["difference"] for row in rows):

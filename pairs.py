@@ -1542,8 +1542,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, except that a mistake is a UserError: one line instead of the whole usage."""
 
     def error(self, message):
-        hint = " (name runs before --by and --measure, which take all names after them)" if message.endswith("required: run") else ""
-        raise UserError(f"{message}{hint}; --help lists the options")
+        raise UserError(f"{message}; --help lists the options")
 
 
 def number(kind, fits, words):
