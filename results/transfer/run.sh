@@ -5,8 +5,8 @@
 # a run: two hours; then with few or false semantic pairs, 6 runs: two and a half hours in float32; then with another
 # architecture, 6 runs, about an hour and a half a pair in float32; then fine-tuning, 10 runs: five hours; then without the
 # anchor's class among the negatives, 6 runs: two hours and a half in float32; then MoCo at two temperatures, 6 runs: two hours in
-# float32; then SimCLR at another temperature, 6 runs: three hours in float32. From the repository's root, with the two
-# folders of class folders:
+# float32; then SimCLR at another temperature, 6 runs: three hours in float32; then SimCLR with stronger colour jitter, 10 runs,
+# and MoCo at its default temperature, 10 runs: two hours in bf16. From the repository's root, with the two folders of class folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 # SimCLR's runs here come from commit a3cbafd (output.txt), the others' from a later one (output-others.txt, with the trials of moco-recipe.txt).
 # Since then all 8 parts of MoCo's batch together move BatchNorm's running statistics as much as one batch does.
@@ -84,6 +84,20 @@ cooler() {  # of 6 runs: `tuned`, seeds 0 to 2, at temperature 0.2 (the scenes' 
     done
   done
 }
+jitter() {  # of 10 runs: SimCLR's 60 epochs of `commands` with the colour jitter of its paper's ImageNet (App. A), twice as strong, in bf16
+  for seed in 0 1 2 3 4; do
+    for pairs in augmented semantic; do
+      echo "simclr.py --pairs $pairs --jitter 0.8 0.8 0.8 0.2 --seed $seed --data $cifar --backbone convnet --epochs 60 --limit 20000 --warmup-epochs 10 --precision bfloat16 --out runs/epochs60-jitter/simclr-$pairs-jitter0.8-seed$seed"
+    done
+  done
+}
+sharper() {  # of 10 runs: MoCo's 60 epochs of `commands` at its default temperature, 0.1, in bf16
+  for seed in 0 1 2 3 4; do
+    for pairs in augmented semantic; do
+      echo "moco.py --pairs $pairs --temperature 0.1 --seed $seed --data $cifar --backbone convnet --epochs 60 --limit 20000 --precision bfloat16 --out runs/epochs60-sharper/moco-$pairs-temperature0.1-seed$seed"
+    done
+  done
+}
 kept=runs/kept  # what goes to results, at the end: a changed file there would mark the commit of later runs as dirty
 judge() {  # a folder of results, then runs
   to=$kept/$1
@@ -102,7 +116,7 @@ compare() {  # a folder of results, then runs and options
   "$python" evaluate.py compare "${@:2}" --out "$1"
 }
 both=(--measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")")
-here=results/transfer long=results/transfer/epochs60 off=results/transfer/without few=results/transfer/curation arch=results/transfer/architecture tune=results/transfer/finetune negatives=results/transfer/negatives temperature=results/transfer/temperature cooler=results/transfer/cooler
+here=results/transfer long=results/transfer/epochs60 off=results/transfer/without few=results/transfer/curation arch=results/transfer/architecture tune=results/transfer/finetune negatives=results/transfer/negatives temperature=results/transfer/temperature cooler=results/transfer/cooler jitter=results/transfer/jitter sharper=results/transfer/sharper
 commands 20 | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $here runs/{simclr,moco,byol,simsiam}-*-"$(basename "$cifar")"-seed[0-4]
 
@@ -155,6 +169,16 @@ judge $temperature runs/epochs60-temperature/*
 cooler | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $cooler runs/epochs60-cooler/*
 
+# SimCLR, both arms with twice the colour jitter, in bf16. Five seeds of both arms were planned before the first was run, for
+# comparison with the five of the 60 epochs.
+jitter | xargs -P 2 -L 1 "$python" > runs-output.txt
+judge $jitter runs/epochs60-jitter/*
+
+# MoCo, both arms at its default temperature, in bf16. Five seeds of both arms were planned before the first was run, for comparison
+# with the five of the 60 epochs.
+sharper | xargs -P 2 -L 1 "$python" > runs-output.txt
+judge $sharper runs/epochs60-sharper/*
+
 cp -r $kept/results .
 compare $here $here/{simclr,moco,byol,simsiam}-*-seed[0-4]
 compare $long $long/{simclr,moco,byol,simsiam}-*
@@ -165,6 +189,8 @@ compare $tune $tune/simclr-*-seed[0-4] --measure "finetune $(basename "$clothes"
 compare $negatives $tune/simclr-*-seed[0-2] $negatives/simclr-*-seed[0-2] "${both[@]}"
 compare $temperature $temperature/moco-*-seed[0-2] --by temperature
 compare $cooler $tune/simclr-*-seed[0-2] $cooler/simclr-*-seed[0-2] --by temperature "${both[@]}"
+compare $jitter $long/simclr-*-seed[0-4] $jitter/simclr-*-seed[0-4] --by jitter "${both[@]}"
+compare $sharper $long/moco-*-seed[0-4] $sharper/moco-*-seed[0-4] --by temperature "${both[@]}"
 "$python" results/transfer/negatives.py summary > $negatives/summary.txt
 "$python" results/transfer/temperature.py moco > $temperature/summary.txt
 "$python" results/transfer/temperature.py simclr > $cooler/summary.txt
