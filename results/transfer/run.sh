@@ -6,7 +6,7 @@
 # architecture, 6 runs, about an hour and a half a pair in float32; then fine-tuning, 10 runs: five hours; then without the
 # anchor's class among the negatives, 6 runs: two hours and a half in float32; then MoCo at two temperatures, 6 runs: two hours in
 # float32; then SimCLR at another temperature, 6 runs: three hours in float32; then SimCLR with stronger colour jitter, 10 runs,
-# and MoCo at its default temperature, 10 runs: two hours in bf16. From the repository's root, with the two folders of class folders:
+# and MoCo's semantic arm at its default temperature, 3 runs: two hours in bf16. From the repository's root, with the two folders of class folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 # SimCLR's runs here come from commit a3cbafd (output.txt), the others' from a later one (output-others.txt, with the trials of moco-recipe.txt).
 # Since then all 8 parts of MoCo's batch together move BatchNorm's running statistics as much as one batch does.
@@ -91,11 +91,9 @@ jitter() {  # of 10 runs: SimCLR's 60 epochs of `commands` with the colour jitte
     done
   done
 }
-sharper() {  # of 10 runs: MoCo's 60 epochs of `commands` at its default temperature, 0.1, in bf16
-  for seed in 0 1 2 3 4; do
-    for pairs in augmented semantic; do
-      echo "moco.py --pairs $pairs --temperature 0.1 --seed $seed --data $cifar --backbone convnet --epochs 60 --limit 20000 --precision bfloat16 --out runs/epochs60-sharper/moco-$pairs-temperature0.1-seed$seed"
-    done
+sharper() {  # of 3 runs: MoCo's semantic arm of `commands`, 60 epochs, seeds 0 to 2, at its default temperature, 0.1, in bf16
+  for seed in 0 1 2; do
+    echo "moco.py --pairs semantic --temperature 0.1 --seed $seed --data $cifar --backbone convnet --epochs 60 --limit 20000 --precision bfloat16 --out runs/epochs60-sharper/moco-semantic-temperature0.1-seed$seed"
   done
 }
 kept=runs/kept  # what goes to results, at the end: a changed file there would mark the commit of later runs as dirty
@@ -174,8 +172,8 @@ judge $cooler runs/epochs60-cooler/*
 jitter | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $jitter runs/epochs60-jitter/*
 
-# MoCo, both arms at its default temperature, in bf16. Five seeds of both arms were planned before the first was run, for comparison
-# with the five of the 60 epochs.
+# MoCo's semantic arm at its default temperature, in bf16, for comparison with that arm in the 60 epochs. Three seeds were planned
+# before the first was run.
 sharper | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $sharper runs/epochs60-sharper/*
 
@@ -190,7 +188,6 @@ compare $negatives $tune/simclr-*-seed[0-2] $negatives/simclr-*-seed[0-2] "${bot
 compare $temperature $temperature/moco-*-seed[0-2] --by temperature
 compare $cooler $tune/simclr-*-seed[0-2] $cooler/simclr-*-seed[0-2] --by temperature "${both[@]}"
 compare $jitter $long/simclr-*-seed[0-4] $jitter/simclr-*-seed[0-4] --by jitter "${both[@]}"
-compare $sharper $long/moco-*-seed[0-4] $sharper/moco-*-seed[0-4] --by temperature "${both[@]}"
 "$python" results/transfer/negatives.py summary > $negatives/summary.txt
 "$python" results/transfer/temperature.py moco > $temperature/summary.txt
 "$python" results/transfer/temperature.py simclr > $cooler/summary.txt
