@@ -189,5 +189,7 @@ compare $temperature $temperature/moco-*-seed[0-2] --by temperature
 compare $cooler $tune/simclr-*-seed[0-2] $cooler/simclr-*-seed[0-2] --by temperature "${both[@]}"
 compare $jitter $long/simclr-*-seed[0-4] $jitter/simclr-*-seed[0-4] --by jitter "${both[@]}"
 "$python" results/transfer/negatives.py summary > $negatives/summary.txt
-"$python" results/transfer/temperature.py moco > $temperature/summary.txt
-"$python" results/transfer/temperature.py simclr > $cooler/summary.txt
+"$python" results/transfer/differences.py temperature > $temperature/summary.txt
+"$python" results/transfer/differences.py cooler > $cooler/summary.txt
+"$python" results/transfer/differences.py jitter > $jitter/summary.txt
+"$python" results/transfer/differences.py sharper > $sharper/summary.txt

@@ -1,0 +1,47 @@
+"""Photographs at other temperatures and with stronger colour jitter: differences between runs, paired by seed.
+
+    python results/transfer/differences.py temperature > results/transfer/temperature/summary.txt
+    python results/transfer/differences.py cooler > results/transfer/cooler/summary.txt
+    python results/transfer/differences.py jitter > results/transfer/jitter/summary.txt
+    python results/transfer/differences.py sharper > results/transfer/sharper/summary.txt
+
+The runs are those of run.sh's functions of these names; beside them `tuned` (in finetune), SimCLR's 60 epochs in float32, and those of
+`commands 60` (in epochs60), which computed in bf16, as did `jitter` and `sharper`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, ".")
+import evaluate
+
+here = Path(__file__).parent
+# folder: seeds; runs; which are compared
+PLANS = {
+    "temperature": (3, {"augmented 0.1": "temperature/moco-augmented-temperature0.1-seed{}",
+                        "semantic 0.5": "temperature/moco-semantic-temperature0.5-seed{}",
+                        "augmented 0.5 (bf16)": "epochs60/moco-augmented-seed{}"},
+                    [("augmented 0.1", "semantic 0.5"), ("augmented 0.5 (bf16)", "augmented 0.1")]),
+    "cooler": (3, {"augmented 0.5": "finetune/simclr-augmented-seed{}", "augmented 0.2": "cooler/simclr-augmented-temperature0.2-seed{}",
+                   "semantic 0.5": "finetune/simclr-semantic-seed{}", "semantic 0.2": "cooler/simclr-semantic-temperature0.2-seed{}"},
+               [("augmented 0.5", "augmented 0.2"), ("semantic 0.5", "semantic 0.2"), ("augmented 0.5", "semantic 0.5"),
+                ("augmented 0.2", "semantic 0.2"), ("augmented 0.2", "semantic 0.5"), ("augmented 0.5", "semantic 0.2")]),
+    "jitter": (5, {"augmented": "epochs60/simclr-augmented-seed{}", "augmented, stronger jitter": "jitter/simclr-augmented-jitter0.8-seed{}",
+                   "semantic": "epochs60/simclr-semantic-seed{}", "semantic, stronger jitter": "jitter/simclr-semantic-jitter0.8-seed{}"},
+               [("augmented", "augmented, stronger jitter"), ("semantic", "semantic, stronger jitter"), ("augmented", "semantic"),
+                ("augmented, stronger jitter", "semantic, stronger jitter"), ("augmented, stronger jitter", "semantic")]),
+    "sharper": (3, {"semantic 0.5": "epochs60/moco-semantic-seed{}", "semantic 0.1": "sharper/moco-semantic-temperature0.1-seed{}",
+                    "augmented 0.1 (float32)": "temperature/moco-augmented-temperature0.1-seed{}"},
+                [("semantic 0.5", "semantic 0.1"), ("augmented 0.1 (float32)", "semantic 0.1")]),
+}
+seeds, runs, compared = PLANS[sys.argv[1]]
+accuracy = lambda run, head, data: json.loads((here / run / "result.json").read_text())[head][data]["accuracy"]
+for head, data in ("linear", "cifar10-jpeg"), ("knn", "cifar10-jpeg"), ("transfer", "clothing-160"):
+    values = {name: [accuracy(run.format(seed), head, data) for seed in range(seeds)] for name, run in runs.items()}
+    for before, after in compared:
+        a, b = values[before], values[after]
+        more = [y - x for x, y in zip(a, b)]
+        mean, low, high = evaluate.interval(more)
+        print(f"{head} {data}, {before} -> {after}: {sum(a) / len(a):.3f} -> {sum(b) / len(b):.3f}, {mean:+.3f} [{low:+.3f}, {high:+.3f}] "
+              f"({', '.join(f'{d:+.3f}' for d in more)})")
