@@ -451,7 +451,7 @@ def judge(heads, trained, untrained, train, test, val=None, **options):
 FINETUNE_LRS = [0.1, 0.01, 0.001, 0.0001]  # Ericsson et al. 2021 (ssl-transfer): 1e-4 ... 1e-1
 
 
-def fit_all_layers(backbone, train, rows, lr, steps, batch_size, seed, what):
+def fit_all_layers(backbone, train, rows, lr, steps, batch_size, seed):
     """A copy of the backbone with a linear classifier, all layers trained on the rows of an ImageSet.
 
     SGD with Nesterov momentum 0.9 and no weight decay (ssl-transfer tries several), the learning rate falls along a cosine
@@ -463,7 +463,7 @@ def fit_all_layers(backbone, train, rows, lr, steps, batch_size, seed, what):
     torch.manual_seed(seed)
     model = nn.Sequential(copy.deepcopy(backbone), nn.Linear(width, len(train.classes)).to(device)).train().requires_grad_(True)
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, nesterov=True)
-    progress = pairs.Progress(what, steps)
+    progress = pairs.Progress(f"fine-tuning {len(rows)} images, lr {lr:g}, steps", steps)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
         # with few labels a batch shows an image several times, each time with another crop
@@ -491,7 +491,7 @@ def fine_tune(backbone, train, test, split=None, fraction=1.0, steps=1000, batch
     held, kept = split or a_fifth(train.labels, seed)
     share = lambda rows: rows[pairs.by_turns(train.labels[rows])][: max(round(fraction * len(rows)), len(train.classes))]
     judged = lambda model, images, y: score(train.metric, features(model, images, what="classifying").cpu(), y)
-    fit = lambda rows, lr: fit_all_layers(backbone, train, rows, lr, steps, batch_size, seed, f"fine-tuning {len(rows)} images, lr {lr:g}, steps")
+    fit = lambda rows, lr: fit_all_layers(backbone, train, rows, lr, steps, batch_size, seed)
     of_kept, of_all, curve = share(kept), share(shuffled_by_turns(train.labels, seed)), {}
     for lr in lrs:
         try:
@@ -551,7 +551,7 @@ def train_detector(model, data, steps, batch_size, lr, seed):
 
     Objects marked difficult are left out of training. Raises UserError when the loss is not finite.
     """
-    device, generator = next(model.parameters()).device, pairs.stream("detect", seed)
+    device, generator = device_of(model), pairs.stream("detect", seed)
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=1e-4)
     peak, order, progress = lr * batch_size / 16, torch.empty(0, dtype=torch.long), pairs.Progress("training the detector, steps", steps)
     model.train()
@@ -580,7 +580,7 @@ def train_detector(model, data, steps, batch_size, lr, seed):
 @torch.no_grad()
 def detect(model, data):
     """Detections: for each image of a BoxSet a dict of boxes (k, 4), scores (k,), labels (k,), numpy, at most 100."""
-    device, found, progress = next(model.parameters()).device, [], pairs.Progress("detecting, images", len(data))
+    device, found, progress = device_of(model), [], pairs.Progress("detecting, images", len(data))
     model.eval()
     for i in range(len(data)):
         out = {key: value.cpu().numpy() for key, value in model([data.image(i).to(device) / 255])[0].items()}
@@ -962,7 +962,7 @@ class Run:
     another process trains in it.
     """
 
-    def __init__(self, method, args, source, view1, view2, backbone, model, optimizer):
+    def __init__(self, method, args, source, view1, view2, model, optimizer):
         self.config = {"method": method, **vars(args), "image_size": source.pool.image_size, "pairs_per_epoch": len(source),
                        "files_crc32": source.pool.files_crc32,
                        "python": platform.python_version(), "torch": torch.__version__,
@@ -973,13 +973,12 @@ class Run:
         if torch.device(args.device).type == "cuda":
             self.config["gpu"] = torch.cuda.get_device_name()
         kind = args.pairs if args.pairs in pairs.ARMS else Path(args.pairs).stem
-        if args.arm == "augmented":  # of a list, see pairs.parse
-            kind += "-augmented"
+        kind += "-augmented" * (args.arm == "augmented")  # of a list, see pairs.parse
         kind += f"-share{args.semantic_share:g}" * (args.semantic_share < 1) + f"-false{args.false_pairs:g}" * (args.false_pairs > 0)
         kind += f"-without-{args.without.replace(',', '-')}" if args.without else ""
         data = Path(args.data).name if args.data else "list"
         self.folder = Path(args.out or f"runs/{method}-{kind}-{data}-seed{args.seed}")
-        self.backbone, self.model, self.optimizer = backbone, model, optimizer
+        self.model, self.optimizer = model, optimizer
         self.epochs, self.total = args.epochs, args.epochs * (len(source) // args.batch_size)
         self.batch_size, self.device, self.judged = args.batch_size, torch.device(args.device), source.judged
         self.epoch = self.step = self.saved = 0
@@ -994,8 +993,8 @@ class Run:
         print(f"{self.folder}: {len(source):,} pairs an epoch, {self.total:,} steps, on {args.device} in "
               f"{self.config['precision']}{resumed}", flush=True)
         self.rates = functools.lru_cache(1)(source.rates)  # the same for all of an epoch's lines
-        told = {name: f"{value:.3f}" for name, value in self.rates(0).items() if value is not None}
-        print("pairs of the first epoch: " + ", ".join(f"{name} {value}" for name, value in told.items()), flush=True)
+        told = ", ".join(f"{name} {value:.3f}" for name, value in self.rates(0).items() if value is not None)
+        print(f"pairs of the first epoch: {told}", flush=True)
         self.losses, self.std, self.warned, self.printed_step = 0.0, 1.0, False, self.step
         self.began = self.printed = time.time()
 
@@ -1104,7 +1103,7 @@ class Run:
     def _publish(self):
         """Writes backbone.pt, and in config.json the epoch that it is of; results of an earlier one are set aside."""
         config, result = read_config(self.folder), self.folder / "result.json"
-        bare = {key: value.cpu().contiguous() for key, value in self.backbone.state_dict().items()}
+        bare = {key: value.cpu().contiguous() for key, value in self.model.backbone.state_dict().items()}
         with pairs.locked(self.folder / "result.json.lock"):
             before = config.get("trained_epochs", self.epoch)
             if result.exists() and before != self.epoch:
@@ -1198,13 +1197,13 @@ def add_results(run, results, config=None):
         stored = read_json(file) if file.exists() else {}
         for head, by_data in results.items():
             for data, result in by_data.items():
-                new = json.loads(json.dumps(result))  # as it will be read again
+                new = json.loads(json.dumps(result)) | versions  # as it will be read again
                 old = stored.setdefault(head, {}).get(data)
-                if old is not None and {**old, **versions} != {**new, **versions}:
+                if old is not None and old | versions != new:
                     with open(file.with_name("result-replaced.jsonl"), "a", encoding="utf-8") as replaced:
                         replaced.write(json.dumps({"head": head, "data": data, **old}) + "\n")
                     print(f"note: this {head} of {data} replaces another one, which is kept in {replaced.name}", flush=True)
-                stored[head][data] = new | versions
+                stored[head][data] = new
         write_json(file, stored)
 
 
@@ -1296,7 +1295,7 @@ def invariance_run(run, device, data=None, root=None, download=False, skip_bad=F
     views = pairs.make_views(argparse.Namespace(**config), size) if config["method"] else [pairs.Augmentation()]
     switches = {name for name in pairs.Augmentation.SWITCHES if any(view.without([name]) != view for view in views)}
     inside = lambda factor: pairs.FACTORS.get(factor, factor) in switches if config["method"] else None
-    results, data = {}, data or (default_data(config)[-1] if config["data"] else "scenes-held-out")
+    results, data = {}, data or ("scenes-held-out" if config["data"] in (None, "scenes") else config["data"])
     found, = load_splits(config, data, root, download, skip_bad, cache, ["test"])
     if found.labels.ndim > 1:
         raise UserError(f"invariance: the images of {data} have several classes each; name another --data")
@@ -1627,24 +1626,23 @@ def draw_invariance(results, path):
     its runs have), a row for each factor, a point for each run, the mean larger; shaded is what the augmentation has, or imitates."""
     import matplotlib.pyplot as plt
 
-    panels = {}  # {(title, ...): [(arm, {table: {"factors": ...}})]}, of runs that have the same tables and augmentation
+    panels = {}  # {(title, ...): [(arm, [the factors of a table, ...])]}, of runs that have the same tables and augmentation
     for run, shares in results.items():
-        config = read_config(run)
+        config, tables = read_config(run), [table["factors"] for table in shares.values()]
         name = (config["method"] or Path(run).name) + (f" without {config['without']}" if config.get("without") else "")
-        augmentation = tuple(v["inside"] for r in shares.values() for v in r["factors"].values())
+        augmentation = tuple(v["inside"] for factors in tables for v in factors.values())
         key = name, config["method"] or run, *shares, augmentation
-        panels.setdefault(key, []).append((arm_of(config) + control_of(config), shares))
+        panels.setdefault(key, []).append((arm_of(config) + control_of(config), tables))
     kinds = len(next(iter(results.values())))  # factors of scenes, transformations
     figure, axes = plt.subplots(kinds, len(panels), figsize=(1 + 2.7 * len(panels), 3.2 * kinds), squeeze=False,
                                 sharex=True, sharey="row", layout="constrained")
     for i, row in enumerate(axes):
-        tables = [[(arm, list(shares.values())[i]["factors"]) for arm, shares in members] for members in panels.values()]
-        inside = [{factor: v["inside"] for factor, v in members[0][1].items()} for members in tables]
+        inside = [{factor: v["inside"] for factor, v in tables[i].items()} for (_, tables), *_ in panels.values()]
         factors = sorted(inside[0], key=lambda f: sum(bool(has[f]) for has in inside))  # one order for all panels, the shaded above
-        for axis, (method, _, *names), members, has in zip(row, panels, tables, inside):
+        for axis, ((method, _, *names), members), has in zip(row, panels.items(), inside):
             for label in ("untrained", *dict.fromkeys(arm for arm, _ in members)):
                 key = "untrained" if label == "untrained" else "share"
-                values = np.array([[table[f][key] for f in factors] for arm, table in members if label in ("untrained", arm)])
+                values = np.array([[tables[i][f][key] for f in factors] for arm, tables in members if label in ("untrained", arm)])
                 color, places = ARM_COLORS.get(label, "black"), np.arange(len(factors)) + {"augmented": 0.12, "semantic": -0.12}.get(label, 0)
                 axis.plot(values.mean(0), places, "o", color=color, ms=7, label=label)
                 axis.plot(values.T, places, ".", color=color, alpha=0.4, ms=4)

@@ -261,7 +261,7 @@ def main():
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, args.lr, momentum=0.9, weight_decay=args.weight_decay, fused=device.type == "cuda")
 
-    run = evaluate.Run("moco", args, source, view1, view2, backbone, model, optimizer)
+    run = evaluate.Run("moco", args, source, view1, view2, model, optimizer)
     train(model, optimizer, source, view1, view2, run, args)
     run.finish()
 

@@ -294,8 +294,8 @@ def make_views(args, image_size):
     blur = args.blur or (getattr(args, "usual_blur", [0.5, 0.5]) if image_size >= 64 else [0.0, 0.0])
     off = [name for name in args.without.split(",") if name]
     off += ["crop"] * (args.crop_min == 1) + ["jitter"] * (not any(args.jitter))  # they would change nothing
-    return [Augmentation(crop=(args.crop_min, 1.0), jitter=tuple(args.jitter), p_gray=args.gray, p_blur=blur[i],
-                         p_solarize=args.solarize[i]).without(off) for i in (0, 1)]
+    return [Augmentation(crop=(args.crop_min, 1.0), jitter=tuple(args.jitter), p_gray=args.gray, p_blur=p_blur,
+                         p_solarize=p_solarize).without(off) for p_blur, p_solarize in zip(blur, args.solarize)]
 
 
 def draw(view, n, size, generator):
@@ -406,7 +406,7 @@ def resized_crop(images, box, flip):
     uint8 (N, 3, S, S) -> float (N, 3, S, S) in [0, 1]. A box is never larger than the output, so no
     antialiasing is needed. Outside the box its border is repeated: pixels around it do not leak in.
     """
-    n, _, size, _ = images.shape
+    size = images.shape[-1]
     box = send(torch.cat([box, flip[:, None]], 1), images.device)
     top, left, height, width, flip = box.T[..., None]
     middles = (torch.arange(size, device=images.device) + 0.5) / size
@@ -417,7 +417,7 @@ def resized_crop(images, box, flip):
 
     y, x = places(top, height), places(left, width)
     x = torch.where(flip > 0, x.flip(1), x)
-    grid = torch.stack([x[:, None].expand(n, size, size), y[:, :, None].expand(n, size, size)], 3)
+    grid = torch.stack(torch.broadcast_tensors(x[:, None], y[:, :, None]), 3)  # (N, S, S, 2)
     return F.grid_sample(images / 255, grid, align_corners=False)
 
 
@@ -487,16 +487,15 @@ def gaussian_blur(x, sigma):
     The kernel is SimCLR's, a tenth of the side wide, but at most four times the largest sigma to each side: the weights
     beyond that sum to less than 1e-4.
     """
-    n, channels, size, _ = x.shape
-    half = min(max(1, size // 20), math.ceil(4 * sigma.max()))
+    half = min(max(1, x.shape[-1] // 20), math.ceil(4 * sigma.max()))
     offsets = torch.arange(-half, half + 1, device=x.device)
     kernel = torch.exp(-0.5 * (offsets / send(sigma, x.device)[:, None]) ** 2)
-    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)[:, None]  # (3 N, 1, taps)
-    flat = F.pad(x, [half] * 4, mode="reflect").reshape(1, n * channels, size + 2 * half, size + 2 * half)
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(x.shape[1], 0)[:, None]  # (3 N, 1, taps)
+    flat = F.pad(x, [half] * 4, mode="reflect").flatten(0, 1)[None]  # one image of 3 N channels, each with a kernel of its own
     if x.device.type == "cpu":  # faster there; on a GPU cuDNN would take over, and plan anew for every other number of images
         flat = flat.contiguous(memory_format=torch.channels_last)
-    flat = F.conv2d(flat, kernel[..., None], groups=n * channels)
-    return F.conv2d(flat, kernel[:, :, None], groups=n * channels).view(x.shape)
+    flat = F.conv2d(flat, kernel[..., None], groups=len(kernel))
+    return F.conv2d(flat, kernel[:, :, None], groups=len(kernel)).view(x.shape)
 
 
 def solarize(x, threshold=0.5):
@@ -562,13 +561,12 @@ def load_pairs(args):
         raise UserError(f"--pairs {args.pairs}: neither {' nor '.join(ARMS)}, and no such file of a pair list, a CSV with columns image_a,image_b")
     in_folder = args.data not in (None, *DATA_SETS) and Path(args.data).is_dir()
     of_classes = args.pairs in ARMS
-    if not of_classes:
-        judged_on_files = in_folder and can_judge(args.data)
-    elif args.data == "scenes":
-        judged_on_files = False
-    else:  # open what the run will be judged on: a mistake, or a download, should not have to wait for the training images
+    if of_classes and args.data != "scenes":
+        # open what the run will be judged on: a mistake, or a download, should not have to wait for the training images
         judged_on_files = isinstance(open_split(args.data, "test", args.root, args.download)[0], list)
         open_split(args.data, "val", args.root, args.download)
+    else:
+        judged_on_files = in_folder and can_judge(args.data)
     if in_folder and judged_on_files:
         not_a_class(args.data, {"--cache": args.cache, "--out": args.out or "runs"})
     if of_classes:
@@ -790,8 +788,8 @@ FACTORS = {  # the nuisance factors of scenes, and the augmentation that imitate
 def redraw(factors, name, generator):
     """The same scenes (see sample_factors) with one of FACTORS drawn again, from its distribution given all others."""
     n, new = len(factors["category"]), sample_factors(factors["category"], generator)
-    room, old_room = 0.5 - 1.2 * new["scale"], 0.5 - 1.2 * factors["scale"]
     if name == "position":
+        room, old_room = 0.5 - 1.2 * new["scale"], 0.5 - 1.2 * factors["scale"]
         return factors | {axis: 0.5 + (new[axis] - 0.5) / room * old_room for axis in "xy"}
     if name == "scale":  # given x and y, p(room) ~ 1 / room^2 from off to 0.212, so 1 / room is uniform
         off = torch.maximum((factors["x"] - 0.5).abs(), (factors["y"] - 0.5).abs()).clamp(0.068, 0.212)
@@ -1366,9 +1364,8 @@ class BoxSet:
 
     def image(self, i):
         """Image i as uint8 (3, H, W)."""
-        if isinstance(self.images[i], Path):
-            return torch.from_numpy(np.array(open_image(self.images[i]))).permute(2, 0, 1)
-        return self.images[i]
+        image = self.images[i]
+        return torch.from_numpy(np.array(open_image(image))).permute(2, 0, 1) if isinstance(image, Path) else image
 
 
 def read_voc_annotation(file):
@@ -1381,11 +1378,11 @@ def read_voc_annotation(file):
         root = ElementTree.parse(file)
         size = tuple(float(root.findtext(f"size/{key}") or 0) for key in ("width", "height"))
         for item in root.iter("object"):
-            box = [float(item.find(f"bndbox/{key}").text) for key in ("xmin", "ymin", "xmax", "ymax")]
-            box = [max(box[0] - 1, 0), max(box[1] - 1, 0), box[2], box[3]]
-            if box[2] > box[0] and box[3] > box[1]:
+            x1, y1, x2, y2 = (float(item.find(f"bndbox/{key}").text) for key in ("xmin", "ymin", "xmax", "ymax"))
+            x1, y1 = max(x1 - 1, 0), max(y1 - 1, 0)
+            if x2 > x1 and y2 > y1:
                 names.append(item.find("name").text.strip())
-                boxes.append(box)
+                boxes.append([x1, y1, x2, y2])
                 difficult.append((item.findtext("difficult") or "0").strip() == "1")
     except (OSError, ElementTree.ParseError, LookupError, AttributeError, ValueError) as error:  # LookupError: no such encoding
         raise UserError(f"cannot read the annotation {file}: {error}") from None
@@ -1442,14 +1439,13 @@ def load_boxes(data, seed=0, image_size=128):
         raise UserError(f"{len(both)} image(s) are listed for training and for testing, such as {name} in {f}; list each for one of them")
     truth = [[read_voc_annotation(f / "Annotations" / f"{name}.xml") for f, name in part] for part in (train, test)]
     classes = sorted({name for part in truth for t in part for name in t["names"]})
-    clear = lambda part: any(not difficult for t in part for difficult in t["difficult"])
-    if not clear(truth[0]) or not clear(truth[1]):
+    clear = lambda part: any(not all(t["difficult"]) for t in part)
+    if not all(map(clear, truth)):
         raise UserError(f"--data {' '.join(data)}: no boxes to train on and test with below {folders[0]} (but for difficult ones)")
     sets = []
     for part, found in zip((train, test), truth):
         images = [f / "JPEGImages" / f"{name}.jpg" for f, name in part]
-        missing = [str(path) for path in images if not path.is_file()]
-        if missing:
+        if missing := [str(path) for path in images if not path.is_file()]:
             raise UserError(f"{len(missing)} image(s) of the annotations are missing: {', '.join(missing[:3])}")
         sizes = list(in_parts(functools.partial(read_each, operator.attrgetter("size")), images, "checking images"))
         if bad := [said for said in sizes if isinstance(said, str)]:  # report it before the training
@@ -1593,8 +1589,8 @@ def parse(parser, argv, recipes):
     parser.set_defaults(**recipe)
     args = parser.parse_args(argv)
     off = [name.strip() for name in args.without.split(",") if name.strip()]
-    args.without = ",".join(sorted(off, key=[*Augmentation.SWITCHES, *off].index))  # one order
     Augmentation().without(off)  # tells unknown names
+    args.without = ",".join(name for name in Augmentation.SWITCHES if name in off)  # each once, in one order
     if args.jitter[3] > 0.5:
         raise UserError(f"--jitter: the hue's strength, {args.jitter[3]}, is more than half a turn, 0.5")
     if empty := [name for name in ("root", "cache", "out") if getattr(args, name) == ""]:

@@ -208,7 +208,7 @@ def main():
     optimizer_class = LARS if args.optimizer == "lars" else torch.optim.SGD
     optimizer = optimizer_class(model.parameters(), args.lr, momentum=0.9, weight_decay=args.weight_decay, fused=device.type == "cuda")
 
-    run = evaluate.Run("simclr", args, source, view1, view2, backbone, model, optimizer)
+    run = evaluate.Run("simclr", args, source, view1, view2, model, optimizer)
     train(model, optimizer, source, view1, view2, run, args)
     run.finish()
 

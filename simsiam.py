@@ -180,7 +180,7 @@ def main():
     groups = [{"params": [*model.backbone.parameters(), *model.projector.parameters()]}, {"params": model.predictor.parameters()}]
     optimizer = torch.optim.SGD(groups, args.lr, momentum=0.9, weight_decay=args.weight_decay, fused=device.type == "cuda")
 
-    run = evaluate.Run("simsiam", args, source, view1, view2, backbone, model, optimizer)
+    run = evaluate.Run("simsiam", args, source, view1, view2, model, optimizer)
     train(model, optimizer, source, view1, view2, run, args)
     run.finish()
 

@@ -392,7 +392,7 @@ def test_the_trained_backbone_is_judged_beside_the_untrained_and_choices_are_mad
 
 def test_fine_tuning_begins_with_the_weights_of_each_backbone(monkeypatch):
     trained, untrained = (evaluate.build_backbone("convnet", 16)[0] for _ in "tu")
-    fitted = evaluate.fit_all_layers(trained, labelled(8, 0), torch.arange(8), 1e-9, 1, 4, 0, "")[0]
+    fitted = evaluate.fit_all_layers(trained, labelled(8, 0), torch.arange(8), 1e-9, 1, 4, 0)[0]
     assert all(torch.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(fitted.parameters(), trained.parameters(), strict=True))
     given = []
     monkeypatch.setattr(evaluate, "fine_tune", lambda backbone, *_: given.append(backbone) or {"accuracy": len(given)})
@@ -433,7 +433,7 @@ def test_a_small_share_of_the_labels_has_every_class_in_every_training(monkeypat
 def test_fine_tuning_sees_no_image_but_those_of_its_rows(monkeypatch):
     train, augment, shown = labelled(40, 0), pairs.augment, []
     monkeypatch.setattr(pairs, "augment", lambda images, *rest: shown.append(images) or augment(images, *rest))
-    evaluate.fit_all_layers(mean_color(), train, torch.tensor([3, 8]), 0.1, 4, 8, 0, "")
+    evaluate.fit_all_layers(mean_color(), train, torch.tensor([3, 8]), 0.1, 4, 8, 0)
     assert len(shown) == 4 and all((x[:, None] == train.images[[3, 8]]).flatten(2).all(2).any(1).all() for x in shown)
 
 
@@ -448,7 +448,7 @@ def test_fine_tuning_trains_all_layers_and_batchnorm_also_of_a_frozen_backbone_a
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     backbone, train, rates = evaluate.build_backbone("convnet", 16)[0].requires_grad_(False).eval(), labelled(8, 0), []
-    fit = lambda seed: evaluate.fit_all_layers(backbone, train, torch.arange(8), 0.1, 4, 4, seed, "").state_dict()
+    fit = lambda seed: evaluate.fit_all_layers(backbone, train, torch.arange(8), 0.1, 4, 4, seed).state_dict()
     handle = register_optimizer_step_pre_hook(lambda solver, *_: rates.append(solver.param_groups[0]["lr"]))
     fitted, again, other = fit(0), fit(0), fit(1)
     handle.remove()
@@ -474,7 +474,7 @@ def test_fine_tunings_optimiser_and_crops(monkeypatch):
     seen, views, augment = [], [], pairs.augment
     monkeypatch.setattr(pairs, "augment", lambda images, view, generator: views.append(view) or augment(images, view, generator))
     handle = register_optimizer_step_pre_hook(lambda solver, *_: seen.append(solver.param_groups[0].copy()))
-    evaluate.fit_all_layers(mean_color(), labelled(8, 0), torch.arange(8), 0.1, 1, 4, 0, "")
+    evaluate.fit_all_layers(mean_color(), labelled(8, 0), torch.arange(8), 0.1, 1, 4, 0)
     handle.remove()
     assert (seen[0]["momentum"], seen[0]["nesterov"], seen[0]["weight_decay"]) == (0.9, True, 0)
     assert views == [pairs.Augmentation(crop=(0.5, 1.0), p_flip=0.5, p_jitter=0, p_gray=0)]
@@ -734,10 +734,10 @@ def make_run(tmp_path, files=None, **options):
     argv = [f"--{k.replace('_', '-')}" + f"={v}" * (v is not True) for k, v in ({"out": tmp_path / "run", "epochs": 2, "batch_size": 4} | options).items() if v is not None]
     args = simclr.parse_args(argv + ["--device=cpu"])
     pool = pairs.ImageSet("t", torch.zeros(8, 3, 16, 16, dtype=torch.uint8), torch.zeros(8, dtype=torch.long), ["a"], files_crc32=files)
-    backbone, _ = evaluate.build_backbone("convnet", 16)
-    optimizer = torch.optim.SGD(backbone.parameters(), 0.1)
-    view = pairs.Augmentation()
-    return evaluate.Run("simclr", args, pairs.make_pairs("augmented", pool, 0), view, view, backbone, backbone, optimizer)
+    model, view = nn.Module(), pairs.Augmentation()
+    model.backbone, _ = evaluate.build_backbone("convnet", 16)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    return evaluate.Run("simclr", args, pairs.make_pairs("augmented", pool, 0), view, view, model, optimizer)
 
 
 def test_a_run_says_in_which_precision_it_computes(tmp_path, capsys):
@@ -907,7 +907,7 @@ def test_a_run_without_an_epoch_is_not_judged(tmp_path):
 def test_a_run_killed_between_checkpoint_and_backbone_is_whole_after_resume(tmp_path, monkeypatch):
     run = make_run(tmp_path)
     evaluate.add_results(run.folder, {"knn": {"t": {"accuracy": 0.1}}})  # of the untrained backbone
-    first = next(run.backbone.parameters())
+    first = next(run.model.parameters())
     first.data += 1
     with monkeypatch.context() as patch:
         patch.setattr(run, "_publish", lambda: sys.exit())

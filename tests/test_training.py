@@ -25,10 +25,9 @@ OPTIONS = {"simclr": ["--temperature", "0.3", "--warmup-epochs", WARMUP],
 class Recorded:
     """In place of evaluate.Run: keeps the weights of the start, what is logged and the epochs saved."""
 
-    def __init__(self, method, args, source, view1, view2, backbone, model, optimizer):
+    def __init__(self, method, args, source, view1, view2, model, optimizer):
         self.model, self.start, self.epoch, self.step, self.lines, self.saved = model, copy.deepcopy(model), 0, 0, [], []
         self.views = view1, view2
-        assert backbone is model.backbone  # what backbone.pt holds, and evaluation judges
         self.slow = set()  # in which precision the slow network computed
         if slow := getattr(model, "target", getattr(model, "key_encoder", None)):
             slow.register_forward_hook(lambda module, x, y: self.slow.add(y.dtype))
