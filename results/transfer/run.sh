@@ -5,8 +5,8 @@
 # a run: two hours; then with few or false semantic pairs, 6 runs: two and a half hours in float32; then with another
 # architecture, 6 runs, about an hour and a half a pair in float32; then fine-tuning, 10 runs: five hours; then without the
 # anchor's class among the negatives, 6 runs: two hours and a half in float32; then MoCo at two temperatures, 6 runs: two hours in
-# float32; then SimCLR at another temperature, 6 runs: three hours in float32; then SimCLR with stronger colour jitter, 10 runs,
-# and MoCo's semantic arm at its default temperature, 3 runs: two hours in bf16. From the repository's root, with the two folders of class folders:
+# float32; then SimCLR at another temperature, 6 runs: three hours in float32; then SimCLR with stronger colour jitter, 10 runs:
+# an hour in bf16. From the repository's root, with the two folders of class folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 # SimCLR's runs here come from commit a3cbafd (output.txt), the others' from a later one (output-others.txt, with the trials of moco-recipe.txt).
 # Since then all 8 parts of MoCo's batch together move BatchNorm's running statistics as much as one batch does.
@@ -91,11 +91,6 @@ jitter() {  # of 10 runs: SimCLR's 60 epochs of `commands` with the colour jitte
     done
   done
 }
-sharper() {  # of 3 runs: MoCo's semantic arm of `commands`, 60 epochs, seeds 0 to 2, at its default temperature, 0.1, in bf16
-  for seed in 0 1 2; do
-    echo "moco.py --pairs semantic --temperature 0.1 --seed $seed --data $cifar --backbone convnet --epochs 60 --limit 20000 --precision bfloat16 --out runs/epochs60-sharper/moco-semantic-temperature0.1-seed$seed"
-  done
-}
 kept=runs/kept  # what goes to results, at the end: a changed file there would mark the commit of later runs as dirty
 judge() {  # a folder of results, then runs
   to=$kept/$1
@@ -114,7 +109,7 @@ compare() {  # a folder of results, then runs and options
   "$python" evaluate.py compare "${@:2}" --out "$1"
 }
 both=(--measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")")
-here=results/transfer long=results/transfer/epochs60 off=results/transfer/without few=results/transfer/curation arch=results/transfer/architecture tune=results/transfer/finetune negatives=results/transfer/negatives temperature=results/transfer/temperature cooler=results/transfer/cooler jitter=results/transfer/jitter sharper=results/transfer/sharper
+here=results/transfer long=results/transfer/epochs60 off=results/transfer/without few=results/transfer/curation arch=results/transfer/architecture tune=results/transfer/finetune negatives=results/transfer/negatives temperature=results/transfer/temperature cooler=results/transfer/cooler jitter=results/transfer/jitter
 commands 20 | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $here runs/{simclr,moco,byol,simsiam}-*-"$(basename "$cifar")"-seed[0-4]
 
@@ -172,11 +167,6 @@ judge $cooler runs/epochs60-cooler/*
 jitter | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $jitter runs/epochs60-jitter/*
 
-# MoCo's semantic arm at its default temperature, in bf16, for comparison with that arm in the 60 epochs. Three seeds were planned
-# before the first was run.
-sharper | xargs -P 2 -L 1 "$python" > runs-output.txt
-judge $sharper runs/epochs60-sharper/*
-
 cp -r $kept/results .
 compare $here $here/{simclr,moco,byol,simsiam}-*-seed[0-4]
 compare $long $long/{simclr,moco,byol,simsiam}-*
@@ -192,4 +182,3 @@ compare $jitter $long/simclr-*-seed[0-4] $jitter/simclr-*-seed[0-4] --by jitter 
 "$python" results/transfer/differences.py temperature > $temperature/summary.txt
 "$python" results/transfer/differences.py cooler > $cooler/summary.txt
 "$python" results/transfer/differences.py jitter > $jitter/summary.txt
-"$python" results/transfer/differences.py sharper > $sharper/summary.txt
