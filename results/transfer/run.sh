@@ -6,7 +6,7 @@
 # architecture, 6 runs, about an hour and a half a pair in float32; then fine-tuning, 10 runs: five hours; then without the
 # anchor's class among the negatives, 6 runs: two hours and a half in float32; then MoCo at two temperatures, 6 runs: two hours in
 # float32; then SimCLR at another temperature, 6 runs: three hours in float32; then SimCLR with stronger colour jitter, 10 runs:
-# an hour in bf16. From the repository's root, with the two folders of class folders:
+# two hours in bf16. From the repository's root, with the two folders of class folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 # SimCLR's runs here come from commit a3cbafd (output.txt), the others' from a later one (output-others.txt, with the trials of moco-recipe.txt).
 # Since then all 8 parts of MoCo's batch together move BatchNorm's running statistics as much as one batch does.
@@ -162,8 +162,10 @@ judge $temperature runs/epochs60-temperature/*
 cooler | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $cooler runs/epochs60-cooler/*
 
-# SimCLR, both arms with twice the colour jitter, in bf16. Five seeds of both arms were planned before the first was run, for
-# comparison with the five of the 60 epochs.
+# SimCLR, both arms with twice the colour jitter, in bf16, for comparison with the five seeds of the 60 epochs. Five seeds of both arms
+# were planned before the first was run, and none was added; commit a78893c, 20 to 28 minutes a pair, beside other work. The first four epochs of seed 0
+# with the usual jitter, made again by that commit (again-*.jsonl), are those of the 60 epochs: at each of the 58 steps that both logs
+# have a line for, embedding_std is the same to the last digit.
 jitter | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $jitter runs/epochs60-jitter/*
 
