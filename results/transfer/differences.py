@@ -1,11 +1,12 @@
-"""Photographs at other temperatures and with stronger colour jitter: differences between runs, paired by seed.
+"""Photographs at other temperatures, with stronger colour jitter, without the class's own negatives: differences, paired by seed.
 
+    python results/transfer/differences.py negatives > results/transfer/negatives/summary.txt
     python results/transfer/differences.py temperature > results/transfer/temperature/summary.txt
     python results/transfer/differences.py cooler > results/transfer/cooler/summary.txt
     python results/transfer/differences.py jitter > results/transfer/jitter/summary.txt
 
 The runs are those of run.sh's functions of these names; beside them `tuned` (in finetune), SimCLR's 60 epochs in float32, and those of
-`commands 60` (in epochs60), which computed in bf16, as did `jitter`.
+`commands 60` (in epochs60), which computed in bf16, as did `jitter`. Masked: without negatives of the class, see negatives.py.
 """
 
 import json
@@ -18,6 +19,10 @@ import evaluate
 here = Path(__file__).parent
 # folder: seeds; runs; which are compared
 PLANS = {
+    "negatives": (3, {"augmented": "finetune/simclr-augmented-seed{}", "augmented, masked": "negatives/simclr-augmented-seed{}",
+                      "semantic": "finetune/simclr-semantic-seed{}", "semantic, masked": "negatives/simclr-semantic-seed{}"},
+                  [("augmented", "augmented, masked"), ("semantic", "semantic, masked"), ("augmented", "semantic"),
+                   ("augmented", "semantic, masked")]),
     "temperature": (3, {"augmented 0.1": "temperature/moco-augmented-temperature0.1-seed{}",
                         "semantic 0.5": "temperature/moco-semantic-temperature0.5-seed{}",
                         "augmented 0.5 (bf16)": "epochs60/moco-augmented-seed{}"},

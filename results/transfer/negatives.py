@@ -1,7 +1,6 @@
 """SimCLR with the images of the anchor's own category left out of its negatives: what do these cost semantic pairs?
 
     python results/transfer/negatives.py --pairs semantic ...       # the options of simclr.py; commands in run.sh
-    python results/transfer/negatives.py summary                    # of the runs in this folder, beside simclr.py's
 
 In simclr.py labels choose the partner and do nothing else. With ten classes a tenth of an anchor's negatives are then of its
 own class (the log's same_class_rate): the loss pulls it towards one image of that and pushes it away from the others. Here
@@ -9,7 +8,6 @@ these have no place in the softmax. All else is simclr.py's, the random draws in
 used for the negatives only.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -49,18 +47,5 @@ def main():
     simclr.main()
 
 
-def summary():
-    """Accuracy without the class's own negatives minus accuracy with them, paired by seed."""
-    here = Path(__file__).parent
-    for head, data in ("linear", "cifar10-jpeg"), ("transfer", "clothing-160"):
-        for arm in "augmented", "semantic":
-            runs = sorted((here / "negatives").glob(f"simclr-{arm}-seed*"))
-            with_them, without = ([json.loads((here / kind / run.name / "result.json").read_text())[head][data]["accuracy"] for run in runs] for kind in ("finetune", "negatives"))
-            more = [b - a for a, b in zip(with_them, without)]
-            mean, low, high = evaluate.interval(more)
-            print(f"{head} {data}, {arm} pairs: {sum(with_them) / len(runs):.3f} -> {sum(without) / len(runs):.3f} without negatives of the anchor's class, "
-                  f"{mean:+.3f} [{low:+.3f}, {high:+.3f}] ({', '.join(f'{d:+.3f}' for d in more)})")
-
-
 if __name__ == "__main__":
-    summary() if sys.argv[1:] == ["summary"] else pairs.run_cli(main)
+    pairs.run_cli(main)

@@ -163,9 +163,9 @@ cooler | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $cooler runs/epochs60-cooler/*
 
 # SimCLR, both arms with twice the colour jitter, in bf16, for comparison with the five seeds of the 60 epochs. Five seeds of both arms
-# were planned before the first was run, and none was added; commit a78893c, 20 to 28 minutes a pair, beside other work. The first four epochs of seed 0
-# with the usual jitter, made again by that commit (again-*.jsonl), are those of the 60 epochs: at each of the 58 steps that both logs
-# have a line for, embedding_std is the same to the last digit.
+# were planned before the first was run, and none was added; commit a78893c, 20 to 28 minutes a pair, beside other work. The first
+# four epochs of seed 0 with the usual jitter, made again by that commit (again-*.jsonl), are those of the 60 epochs: at each of the
+# 58 steps that both logs have a line for, embedding_std is the same to the last digit.
 jitter | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $jitter runs/epochs60-jitter/*
 
@@ -180,7 +180,7 @@ compare $negatives $tune/simclr-*-seed[0-2] $negatives/simclr-*-seed[0-2] "${bot
 compare $temperature $temperature/moco-*-seed[0-2] --by temperature
 compare $cooler $tune/simclr-*-seed[0-2] $cooler/simclr-*-seed[0-2] --by temperature "${both[@]}"
 compare $jitter $long/simclr-*-seed[0-4] $jitter/simclr-*-seed[0-4] --by jitter "${both[@]}"
-"$python" results/transfer/negatives.py summary > $negatives/summary.txt
+"$python" results/transfer/differences.py negatives > $negatives/summary.txt
 "$python" results/transfer/differences.py temperature > $temperature/summary.txt
 "$python" results/transfer/differences.py cooler > $cooler/summary.txt
 "$python" results/transfer/differences.py jitter > $jitter/summary.txt
