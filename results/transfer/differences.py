@@ -4,9 +4,10 @@
     python results/transfer/differences.py temperature > results/transfer/temperature/summary.txt
     python results/transfer/differences.py cooler > results/transfer/cooler/summary.txt
     python results/transfer/differences.py jitter > results/transfer/jitter/summary.txt
+    python results/transfer/differences.py sharper > results/transfer/sharper/summary.txt
 
 The runs are those of run.sh's functions of these names; beside them `tuned` (in finetune), SimCLR's 60 epochs in float32, and those of
-`commands 60` (in epochs60), which computed in bf16, as did `jitter`. Masked: without negatives of the class, see negatives.py.
+`commands 60` (in epochs60), which computed in bf16, as did `jitter` and `sharper`. Masked: without negatives of the class, see negatives.py.
 """
 
 import json
@@ -35,6 +36,10 @@ PLANS = {
                    "semantic": "epochs60/simclr-semantic-seed{}", "semantic, stronger jitter": "jitter/simclr-semantic-jitter0.8-seed{}"},
                [("augmented", "augmented, stronger jitter"), ("semantic", "semantic, stronger jitter"), ("augmented", "semantic"),
                 ("augmented, stronger jitter", "semantic, stronger jitter"), ("augmented, stronger jitter", "semantic")]),
+    "sharper": (5, {"augmented 0.5": "epochs60/moco-augmented-seed{}", "augmented 0.1": "sharper/moco-augmented-temperature0.1-seed{}",
+                    "semantic 0.5": "epochs60/moco-semantic-seed{}", "semantic 0.1": "sharper/moco-semantic-temperature0.1-seed{}"},
+                [("augmented 0.5", "augmented 0.1"), ("semantic 0.5", "semantic 0.1"), ("augmented 0.5", "semantic 0.5"),
+                 ("augmented 0.1", "semantic 0.1"), ("augmented 0.1", "semantic 0.5")]),
 }
 seeds, runs, compared = PLANS[sys.argv[1]]
 accuracy = lambda run, head, data: json.loads((here / run / "result.json").read_text())[head][data]["accuracy"]

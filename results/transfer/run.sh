@@ -91,6 +91,13 @@ jitter() {  # of 10 runs: SimCLR's 60 epochs of `commands` with the colour jitte
     done
   done
 }
+sharper() {  # of 10 runs: MoCo's 60 epochs of `commands` at its default temperature, 0.1, in bf16
+  for seed in 0 1 2 3 4; do
+    for pairs in augmented semantic; do
+      echo "moco.py --pairs $pairs --temperature 0.1 --seed $seed --data $cifar --backbone convnet --epochs 60 --limit 20000 --precision bfloat16 --out runs/epochs60-sharper/moco-$pairs-temperature0.1-seed$seed"
+    done
+  done
+}
 kept=runs/kept  # what goes to results, at the end: a changed file there would mark the commit of later runs as dirty
 judge() {  # a folder of results, then runs
   to=$kept/$1
@@ -109,7 +116,7 @@ compare() {  # a folder of results, then runs and options
   "$python" evaluate.py compare "${@:2}" --out "$1"
 }
 both=(--measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")")
-here=results/transfer long=results/transfer/epochs60 off=results/transfer/without few=results/transfer/curation arch=results/transfer/architecture tune=results/transfer/finetune negatives=results/transfer/negatives temperature=results/transfer/temperature cooler=results/transfer/cooler jitter=results/transfer/jitter
+here=results/transfer long=results/transfer/epochs60 off=results/transfer/without few=results/transfer/curation arch=results/transfer/architecture tune=results/transfer/finetune negatives=results/transfer/negatives temperature=results/transfer/temperature cooler=results/transfer/cooler jitter=results/transfer/jitter sharper=results/transfer/sharper
 commands 20 | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $here runs/{simclr,moco,byol,simsiam}-*-"$(basename "$cifar")"-seed[0-4]
 
@@ -169,6 +176,11 @@ judge $cooler runs/epochs60-cooler/*
 jitter | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $jitter runs/epochs60-jitter/*
 
+# MoCo, both arms at its default temperature, in bf16, for comparison with the five seeds of the 60 epochs, whose temperature is 0.5.
+# Five seeds of both arms were planned before the first was run.
+sharper | xargs -P 2 -L 1 "$python" > runs-output.txt
+judge $sharper runs/epochs60-sharper/*
+
 cp -r $kept/results .
 compare $here $here/{simclr,moco,byol,simsiam}-*-seed[0-4]
 compare $long $long/{simclr,moco,byol,simsiam}-*
@@ -180,7 +192,9 @@ compare $negatives $tune/simclr-*-seed[0-2] $negatives/simclr-*-seed[0-2] "${bot
 compare $temperature $temperature/moco-*-seed[0-2] --by temperature
 compare $cooler $tune/simclr-*-seed[0-2] $cooler/simclr-*-seed[0-2] --by temperature "${both[@]}"
 compare $jitter $long/simclr-*-seed[0-4] $jitter/simclr-*-seed[0-4] --by jitter "${both[@]}"
+compare $sharper $long/moco-*-seed[0-4] $sharper/moco-*-seed[0-4] --by temperature "${both[@]}"
 "$python" results/transfer/differences.py negatives > $negatives/summary.txt
 "$python" results/transfer/differences.py temperature > $temperature/summary.txt
 "$python" results/transfer/differences.py cooler > $cooler/summary.txt
 "$python" results/transfer/differences.py jitter > $jitter/summary.txt
+"$python" results/transfer/differences.py sharper > $sharper/summary.txt
