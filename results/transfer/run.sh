@@ -91,11 +91,14 @@ jitter() {  # of 10 runs: SimCLR's 60 epochs of `commands` with the colour jitte
     done
   done
 }
-sharper() {  # of 10 runs: MoCo's 60 epochs of `commands` at its default temperature, 0.1, in bf16
-  for seed in 0 1 2 3 4; do
-    for pairs in augmented semantic; do
-      echo "moco.py --pairs $pairs --temperature 0.1 --seed $seed --data $cifar --backbone convnet --epochs 60 --limit 20000 --precision bfloat16 --out runs/epochs60-sharper/moco-$pairs-temperature0.1-seed$seed"
-    done
+sharper() {  # of 3 runs: MoCo's semantic arm of `commands`, 60 epochs, seeds 0 to 2, at its default temperature, 0.1, in bf16
+  for seed in 0 1 2; do
+    echo "moco.py --pairs semantic --temperature 0.1 --seed $seed --data $cifar --backbone convnet --epochs 60 --limit 20000 --precision bfloat16 --out runs/epochs60-sharper/moco-semantic-temperature0.1-seed$seed"
+  done
+}
+longer() {  # of 2 runs: BYOL's of `commands`, 180 epochs, seed 0, in bf16
+  for pairs in augmented semantic; do
+    echo "byol.py --pairs $pairs --seed 0 --data $cifar --warmup-epochs 10 --backbone convnet --epochs 180 --limit 20000 --precision bfloat16 --out runs/epochs180/byol-$pairs-seed0"
   done
 }
 kept=runs/kept  # what goes to results, at the end: a changed file there would mark the commit of later runs as dirty
@@ -116,7 +119,7 @@ compare() {  # a folder of results, then runs and options
   "$python" evaluate.py compare "${@:2}" --out "$1"
 }
 both=(--measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")")
-here=results/transfer long=results/transfer/epochs60 off=results/transfer/without few=results/transfer/curation arch=results/transfer/architecture tune=results/transfer/finetune negatives=results/transfer/negatives temperature=results/transfer/temperature cooler=results/transfer/cooler jitter=results/transfer/jitter sharper=results/transfer/sharper
+here=results/transfer long=results/transfer/epochs60 off=results/transfer/without few=results/transfer/curation arch=results/transfer/architecture tune=results/transfer/finetune negatives=results/transfer/negatives temperature=results/transfer/temperature cooler=results/transfer/cooler jitter=results/transfer/jitter sharper=results/transfer/sharper longer=results/transfer/epochs180
 commands 20 | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $here runs/{simclr,moco,byol,simsiam}-*-"$(basename "$cifar")"-seed[0-4]
 
@@ -176,10 +179,14 @@ judge $cooler runs/epochs60-cooler/*
 jitter | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $jitter runs/epochs60-jitter/*
 
-# MoCo, both arms at its default temperature, in bf16, for comparison with the five seeds of the 60 epochs, whose temperature is 0.5.
-# Five seeds of both arms were planned before the first was run.
+# MoCo's semantic arm at its default temperature, in bf16, for comparison with that arm in the 60 epochs, at 0.5. Three seeds were
+# planned before the first was run.
 sharper | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $sharper runs/epochs60-sharper/*
+
+# Does the gain of a method without negatives grow with training? One seed of both arms, planned as one.
+longer | xargs -P 2 -L 1 "$python" > runs-output.txt
+judge $longer runs/epochs180/*
 
 cp -r $kept/results .
 compare $here $here/{simclr,moco,byol,simsiam}-*-seed[0-4]
@@ -192,7 +199,7 @@ compare $negatives $tune/simclr-*-seed[0-2] $negatives/simclr-*-seed[0-2] "${bot
 compare $temperature $temperature/moco-*-seed[0-2] --by temperature
 compare $cooler $tune/simclr-*-seed[0-2] $cooler/simclr-*-seed[0-2] --by temperature "${both[@]}"
 compare $jitter $long/simclr-*-seed[0-4] $jitter/simclr-*-seed[0-4] --by jitter "${both[@]}"
-compare $sharper $long/moco-*-seed[0-4] $sharper/moco-*-seed[0-4] --by temperature "${both[@]}"
+compare $longer $longer/byol-*
 "$python" results/transfer/differences.py negatives > $negatives/summary.txt
 "$python" results/transfer/differences.py temperature > $temperature/summary.txt
 "$python" results/transfer/differences.py cooler > $cooler/summary.txt
