@@ -289,7 +289,7 @@ def knn(train_x, train_y, test_x, test_y, k=200, temperature=0.1):
     """Accuracy of the weighted k-nearest-neighbour classifier (Wu et al. 2018, Sec. 3.4).
 
     Cosine similarity s of features (N, d); each of the k nearest training images votes exp(s / temperature)
-    for its class. k is cut to the number of training images.
+    for its class, int64 (N,). k is cut to the number of training images.
     """
     # with the usual eps, 1e-12, features shorter than that would stay shorter than 1
     train_x, test_x = (F.normalize(x, dim=1, eps=torch.finfo(x.dtype).tiny) for x in (train_x, test_x))
@@ -389,8 +389,8 @@ def linear_probe(train_x, train_y, test_x, test_y, classes, grid=L2_GRID, split=
 
     Features are standardised with the training mean and standard deviation. The L2 strength is the one of the grid that is
     best on some of the training rows (if equal, the stronger one); the probe is fitted again on all of them; the test images
-    are read once (Kornblith et al. 2019, Sec. A.4, with 45 strengths). split: (rows to choose on, rows to train on), else
-    a_fifth. "accuracy" is in the metric named (see `score`).
+    are read once (Kornblith et al. 2019, Sec. A.4, with 45 strengths). Labels are int64 (N,), for several classes an image
+    (N, classes). split: (rows to choose on, rows to train on), else a_fifth. "accuracy" is in the metric named (see `score`).
     """
     held, kept = (rows.to(train_y.device) for rows in split or a_fifth(train_y.cpu()))
     scale = train_x.abs().max().clamp(1e-24, 1)  # features may be small, as an untrained MobileNet's
