@@ -180,7 +180,8 @@ jitter | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $jitter runs/epochs60-jitter/*
 
 # MoCo's semantic arm at its default temperature, in bf16, for comparison with that arm in the 60 epochs, at 0.5. Three seeds were
-# planned before the first was run.
+# planned before the first was run, and none was added; commit 7d76844, 15 to 19 minutes each. That commit also made the semantic seed 0
+# at 0.5 again: embedding_std, where both logs have a line (105 steps), and all accuracies are those of the 60 epochs to the last digit.
 sharper | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $sharper runs/epochs60-sharper/*
 
