@@ -185,7 +185,7 @@ judge $jitter runs/epochs60-jitter/*
 sharper | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $sharper runs/epochs60-sharper/*
 
-# Does the gain of a method without negatives grow with training? One seed of both arms, planned as one.
+# Does the gain of a method without negatives grow with training? One seed of both arms, planned as one; commit 7d76844, 80 minutes.
 longer | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $longer runs/epochs180/*
 
