@@ -6,7 +6,8 @@
 # architecture, 6 runs, about an hour and a half a pair in float32; then fine-tuning, 10 runs: five hours; then without the
 # anchor's class among the negatives, 6 runs: two hours and a half in float32; then MoCo at two temperatures, 6 runs: two hours in
 # float32; then SimCLR at another temperature, 6 runs: three hours in float32; then SimCLR with stronger colour jitter, 10 runs:
-# two hours in bf16. From the repository's root, with the two folders of class folders:
+# two hours in bf16; then MoCo's semantic arm at its default temperature, 3 runs, and BYOL for 180 epochs, 2 runs: two hours in bf16.
+# From the repository's root, with the two folders of class folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 # SimCLR's runs here come from commit a3cbafd (output.txt), the others' from a later one (output-others.txt, with the trials of moco-recipe.txt).
 # Since then all 8 parts of MoCo's batch together move BatchNorm's running statistics as much as one batch does.
