@@ -6,7 +6,8 @@
 # architecture, 6 runs, about an hour and a half a pair in float32; then fine-tuning, 10 runs: five hours; then without the
 # anchor's class among the negatives, 6 runs: two hours and a half in float32; then MoCo at two temperatures, 6 runs: two hours in
 # float32; then SimCLR at another temperature, 6 runs: three hours in float32; then SimCLR with stronger colour jitter, 10 runs:
-# two hours in bf16; then MoCo's semantic arm at its default temperature, 3 runs, and BYOL for 180 epochs, 2 runs: two hours in bf16.
+# two hours in bf16; then MoCo's semantic arm at its default temperature, 3 runs, an hour, and BYOL, SimCLR and MoCo for 180 epochs,
+# 6 runs: three hours in bf16.
 # From the repository's root, with the two folders of class folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 # SimCLR's runs here come from commit a3cbafd (output.txt), the others' from a later one (output-others.txt, with the trials of moco-recipe.txt).
@@ -97,9 +98,12 @@ sharper() {  # of 3 runs: MoCo's semantic arm of `commands`, 60 epochs, seeds 0 
     echo "moco.py --pairs semantic --temperature 0.1 --seed $seed --data $cifar --backbone convnet --epochs 60 --limit 20000 --precision bfloat16 --out runs/epochs60-sharper/moco-semantic-temperature0.1-seed$seed"
   done
 }
-longer() {  # of 2 runs: BYOL's of `commands`, 180 epochs, seed 0, in bf16
-  for pairs in augmented semantic; do
-    echo "byol.py --pairs $pairs --seed 0 --data $cifar --warmup-epochs 10 --backbone convnet --epochs 180 --limit 20000 --precision bfloat16 --out runs/epochs180/byol-$pairs-seed0"
+longer() {  # of 6 runs: those of `commands` without SimSiam's, 180 epochs, seed 0, in bf16
+  for options in "byol --warmup-epochs 10" "simclr --warmup-epochs 10" "moco --temperature 0.5"; do
+    for pairs in augmented semantic; do
+      set -- $options
+      echo "$1.py --pairs $pairs --seed 0 --data $cifar $2 $3 --backbone convnet --epochs 180 --limit 20000 --precision bfloat16 --out runs/epochs180/$1-$pairs-seed0"
+    done
   done
 }
 kept=runs/kept  # what goes to results, at the end: a changed file there would mark the commit of later runs as dirty
@@ -186,7 +190,8 @@ judge $jitter runs/epochs60-jitter/*
 sharper | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $sharper runs/epochs60-sharper/*
 
-# Does the gain of a method without negatives grow with training? One seed of both arms, planned as one; commit 7d76844, 80 minutes.
+# Does the gain grow with training? One seed of both arms of BYOL, planned as one; commit 7d76844, 80 minutes. When that was known,
+# SimCLR and MoCo were planned, one seed of both arms each too, in this order, to be kept whatever they show.
 longer | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $longer runs/epochs180/*
 
@@ -201,7 +206,7 @@ compare $negatives $tune/simclr-*-seed[0-2] $negatives/simclr-*-seed[0-2] "${bot
 compare $temperature $temperature/moco-*-seed[0-2] --by temperature
 compare $cooler $tune/simclr-*-seed[0-2] $cooler/simclr-*-seed[0-2] --by temperature "${both[@]}"
 compare $jitter $long/simclr-*-seed[0-4] $jitter/simclr-*-seed[0-4] --by jitter "${both[@]}"
-compare $longer $longer/byol-*
+compare $longer $longer/{byol,simclr,moco}-*
 "$python" results/transfer/differences.py negatives > $negatives/summary.txt
 "$python" results/transfer/differences.py temperature > $temperature/summary.txt
 "$python" results/transfer/differences.py cooler > $cooler/summary.txt
