@@ -1240,8 +1240,9 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
         if need:
             print(f"{what}: {len(missing):,} images into {folder}, {need / 1e9:.2f} GB", flush=True)
         reasons = list(in_parts(functools.partial(fill_part, folder, image_size), [(row, names[row]) for row in missing.tolist()], what))
-    tell_bad(reasons, first, skip_bad)
-    images = mapped(folder / "images.bin", (first, 3, image_size, image_size), must_write=bool(reasons))
+        tell_bad(reasons, first, skip_bad)
+        # still locked, as a changed source would let another program replace the files
+        images = mapped(folder / "images.bin", (first, 3, image_size, image_size), must_write=bool(reasons))
     good = torch.from_numpy(done[:first] == 1)
     kept = torch.arange(int(good.sum()))
     if reasons:  # the last good images fill the gaps, in memory of this process: the others need not be copied
@@ -1394,9 +1395,9 @@ def load_boxes(data, seed=0, image_size=128):
 
     Each folder is VOC2007 or any other with Annotations/, JPEGImages/ and ImageSets/Main/, or one that holds such
     folders at most two levels down. Training uses trainval.txt (without that train.txt, and not val.txt), testing test.txt; a
-    folder without test.txt serves for training only, all of it if it has no list. If no folder has one: train.txt and val.txt;
-    without those every fifth of all images is for testing. Raises UserError for missing or unreadable files, for boxes outside of
-    their image, for images listed for both, and for a folder that is there twice.
+    folder without test.txt serves for training only, all of it if it has no list, or val.txt alone. If no folder has one:
+    train.txt and val.txt; without those every fifth of all images is for testing. Raises UserError for missing or unreadable
+    files, for boxes outside of their image, for images listed for both, and for a folder that is there twice.
     """
     if data == ["scenes"]:
         return tuple(detection_scenes(split, n, image_size, seed) for split, n in (("train", 400), ("test", 200)))
@@ -1425,12 +1426,12 @@ def load_boxes(data, seed=0, image_size=128):
         return found
 
     annotated = lambda folders: [(f, p.stem) for f in folders for p in sorted((f / "Annotations").glob("*.xml"))]
-    unlisted = annotated(f for f in folders if not any(f in files for files in lists.values()))
+    without = lambda *names: annotated(f for f in folders if not any(f in lists[name] for name in names))
     if lists["test"]:
-        train, test = read(lists["train"] | lists["trainval"]) + unlisted, read(lists["test"])
+        train, test = read(lists["train"] | lists["trainval"]) + without("train", "trainval", "test"), read(lists["test"])
     elif lists["val"] and lists["train"]:
         neither = {f: file for f, file in lists["trainval"].items() if f not in lists["train"] | lists["val"]}
-        train, test = read(lists["train"] | neither) + unlisted, read(lists["val"])
+        train, test = read(lists["train"] | neither) + without(*lists), read(lists["val"])
     else:
         names = annotated(folders)
         train, test = [n for i, n in enumerate(names) if i % 5 != 4], names[4::5]

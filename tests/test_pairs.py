@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import zipfile
 import zlib
@@ -757,6 +758,30 @@ def test_runs_that_build_one_cache_take_turns(tmp_path, monkeypatch):
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda _: pairs.cached(files, 5, 16, "", cache=tmp_path / "c"), range(4)))
     assert most == [1] * 4
+
+
+def test_a_cache_is_not_emptied_for_a_changed_source_before_its_reader_has_mapped_it(tmp_path, monkeypatch):
+    pytest.importorskip("fcntl")
+    files, returned, in_parts, tell_bad = noisy(tmp_path / "d", 5), threading.Event(), pairs.in_parts, pairs.tell_bad
+    read = lambda: pairs.cached(files, 5, 16, "", cache=tmp_path / "c")[0].clone()
+    truth = read()
+
+    def changed(*given):  # between decoding and mapping
+        monkeypatch.setattr(pairs, "tell_bad", tell_bad)
+        os.utime(files[0], (1, 1))
+        later.append(threads.submit(read))
+        time.sleep(0.2)
+
+    def slow(*given):
+        returned.wait(5)
+        yield from in_parts(*given)
+
+    with ThreadPoolExecutor(1) as threads:
+        later = []
+        monkeypatch.setattr(pairs, "tell_bad", changed), monkeypatch.setattr(pairs, "in_parts", lambda *given: slow(*given) if later else in_parts(*given))
+        assert torch.equal(read(), truth)
+        returned.set()
+        assert torch.equal(later[0].result(), truth)
 
 
 @pytest.mark.parametrize("rank, expected", [(0, ["block", "wait"]), (1, ["wait", "block"])])
@@ -1857,6 +1882,8 @@ def test_voc_layout_is_read_wherever_it_lies(tmp_path):
     assert [path.stem for path in pairs.load_boxes([str(tmp_path / "bare3")])[1].images] == ["000004", "000005"]
     (voc / "ImageSets" / "Main" / "test.txt").write_text("000003\n", encoding="utf-8-sig")  # as some editors write it
     train, test = pairs.load_boxes([str(voc), str(voc_folder(tmp_path / "unlisted", {}))])  # all of what has no list trains
+    assert (len(train), len(test)) == (3 + 10, 1)
+    train, test = pairs.load_boxes([str(voc), str(voc_folder(tmp_path / "val", {"val": [0, 1]}))])
     assert (len(train), len(test)) == (3 + 10, 1)
     (voc / "ImageSets" / "Main" / "test.txt").unlink()
     train, test = pairs.load_boxes([str(voc), str(other)])  # train.txt and val.txt; of the other folder its trainval.txt
