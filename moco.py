@@ -248,7 +248,9 @@ def main():
     parts = args.bn_splits * processes
     if args.batch_size % parts or args.batch_size < 2 * parts:
         raise pairs.UserError(f"--batch-size {args.batch_size} must be a multiple, twice or more, of --bn-splits {args.bn_splits}"
-                              + (f" times {processes} processes" if processes > 1 else "") + "; lower --bn-splits")
+                              + (f" times {processes} processes" if processes > 1 else "") + "; change one of the two")
+    if parts == 1:
+        print("note: with --bn-splits 1 the statistics of BatchNorm leak which key is whose", flush=True)
     if args.queue_size % args.batch_size:
         raise pairs.UserError(f"--queue-size {args.queue_size} must be a multiple of --batch-size {args.batch_size}")
     source = pairs.load_pairs(args)

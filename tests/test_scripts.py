@@ -379,7 +379,7 @@ def test_a_users_mistake_is_one_line_and_exit_status_2(arguments, said, tmp_path
 
 @pytest.mark.parametrize("options, said", [
     (["--queue-size", "96"], "--queue-size 96 must be a multiple of --batch-size 64"),
-    (["--batch-size", "66", "--queue-size", "66", "--bn-splits", "4"], "--batch-size 66 must be a multiple, twice or more, of --bn-splits 4; lower --bn-splits"),
+    (["--batch-size", "66", "--queue-size", "66", "--bn-splits", "4"], "--batch-size 66 must be a multiple, twice or more, of --bn-splits 4; change one of the two"),
 ])
 def test_moco_refuses_a_queue_and_parts_that_the_batch_does_not_fit(options, said, tmp_path):
     status, _, error = call_here("moco.py", *options, "--limit", "256", "--epochs", "1", "--device", "cpu", "--out", tmp_path / "run")
@@ -426,6 +426,12 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_where_it_stopped(tmp_path):
 def test_moco_wants_two_images_in_each_part_of_a_batch(tmp_path):
     status, _, error = call_here("moco.py", "--batch-size", "2", "--bn-splits", "2", "--out", tmp_path / "run")
     assert status == 2 and "twice or more, of --bn-splits 2" in error
+
+
+def test_moco_tells_that_one_part_leaks(tmp_path):
+    for parts, told in (("1", True), ("2", False)):
+        _, said, _ = call_here("moco.py", "--bn-splits", parts, "--data", tmp_path / "none", "--out", tmp_path / "run")
+        assert ("note: with --bn-splits 1 the statistics of BatchNorm leak" in said) == told
 
 
 def test_moco_counts_the_parts_of_all_processes(tmp_path, monkeypatch):
