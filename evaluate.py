@@ -484,7 +484,8 @@ def fine_tune(backbone, train, test, split=None, fraction=1.0, steps=1000, batch
 
     Trained on a `fraction` of the training images (classes in turn, at least one image of each). The learning rate
     is chosen on held-out training images, the same whatever the fraction; then the network is trained again on
-    that fraction of all training images, and the test images are read once. split: as in linear_probe.
+    that fraction of all training images, drawn by the seed, and the test images are read once. split: as in linear_probe; with it
+    the learning rate is chosen on the same images whatever the seed.
     """
     if batch_size < 2:
         raise UserError(f"--batch-size {batch_size}: BatchNorm needs 2 images or more")
@@ -516,7 +517,7 @@ def build_detector(backbone, classes, kind="c4", size=(800,), rois=512, roi_size
     the anchors (32 ... 512 px at 800 px) scale. rois: RoIs in an image's box loss; at test time as many proposals, at least 100.
     Differences from detectron2's, which MoCo used: fewer proposals (by default 2,000 before non-maximum suppression in training, 1,024
     after it; 1,000 and 512 in testing), smooth L1 losses of the boxes with beta 1/9 (there plain L1), RoIAlign with two samples
-    a side and without the shift by half a pixel, a batch padded to one size, weight decay of BatchNorm too, images without an
+    a side and without the shift by half a pixel, the batch padded to one size (there each GPU's share), weight decay of BatchNorm too, images without an
     object trained on and objects marked difficult not, and BatchNorm's running statistics not computed anew before testing. Raises
     UserError for backbones other than ResNets and, with c4, convnet.
     """
@@ -1264,7 +1265,7 @@ def detect_run(run, data, device, init, kind, size, steps, batch_size, lr, rois,
     train, test = pairs.load_boxes(data, config["seed"], size[-1])
     torch.manual_seed(seed)
     if init == "random":
-        backbone, _ = build_backbone(config["backbone"], config["image_size"])
+        backbone, _ = build_backbone(config["backbone"], config["image_size"], config.get("zero_init_residual", False))
     if isinstance(getattr(backbone, "maxpool", None), nn.Identity):
         print("note: the CIFAR stem of a backbone for images up to 64 px makes maps of 4 times the side: "
               f"--size {size[-1]} costs what {4 * size[-1]} does with the ImageNet stem", flush=True)
@@ -1396,7 +1397,7 @@ PROTOCOL = ("metric", "k", "classes", "n", "n_train", "n_test", "files_crc32", "
 
 def measures(results):
     """The numbers {"head data": {"value", "untrained", "chance", "protocol", "unlike"}} of a result.json, those that there are; for
-    fine-tuning and detectors means over the seeds of their own. Of a detector AP50 and AP, "untrained" is that of --init random.
+    fine-tuning and detectors means over the seeds of their own. Of a detector AP50 and AP, "untrained" is that of --init random, of whichever seeds.
     "unlike": in words, in what those seeds were not trained alike, "" if they were."""
     groups, found = {}, {}
     for head, by_data in results.items():
@@ -1508,6 +1509,7 @@ def compare(runs, by=(), only=()):
 def compare_one(method, data, measure, members):
     """One row of `compare`, of the members (run, config, measures) that have the measure."""
     row = {"method": method, "data": data, "measure": measure, "chance": None, "untrained": {}, "any": {}, "augmented": {}, "semantic": {}}
+    untrained = {}  # {seed: [a value of each run]}: equal, but for detectors, each with a random start of its own
     protocol = {}  # {what should be equal: (value, run that has it)}
     for run, config, found in members:
         arm, seed, number = row[arm_of(config)], config["seed"], found[measure]
@@ -1525,7 +1527,8 @@ def compare_one(method, data, measure, members):
         if "value" in number:
             arm[seed], row["chance"] = number["value"], number.get("chance")
         if "untrained" in number:
-            row["untrained"][seed] = number["untrained"]
+            untrained.setdefault(seed, []).append(number["untrained"])
+    row["untrained"] = {seed: float(np.mean(values)) for seed, values in untrained.items()}
     row["seeds"] = sorted(row["augmented"].keys() & row["semantic"].keys())
     row["difference"] = interval([row["semantic"][k] - row["augmented"][k] for k in row["seeds"]]) if row["seeds"] else None
     return row
@@ -1694,7 +1697,7 @@ def parse_args(argv=None):
     add("--fraction", type=pairs.number(float, lambda value: 0 < value <= 1, "above 0, and at most 1"), default=1.0, help="share of the labelled images to train on, e.g. 0.01, 0.1, 1 [1]")
     add("--steps", type=pairs.positive_int, default=1000, help="steps of each training, five a backbone (ssl-transfer: 5000) [1000]")
     add("--batch-size", type=pairs.positive_int, default=64, help="images in a step (ssl-transfer: 64) [64]")
-    add("--seed", type=pairs.seed_int, default=0, help="random seed of the classifier, the order and the crops [0]")
+    add("--seed", type=pairs.seed_int, default=0, help="random seed of the classifier, the order, the crops and, with --fraction, which images it takes [0]")
     add = command("detect", "Faster R-CNN on the backbone, all layers trained; defaults: MoCo's schedule for VOC 07+12").add_argument
     add("--data", type=pairs.named, nargs="+", required=True, help="scenes, or folders of the Pascal VOC layout, e.g. VOC2007 VOC2012")
     add("--init", choices=["run", "random"], default="run", help="the run's backbone, or a new one: the from-scratch baseline [run]")

@@ -198,13 +198,17 @@ def test_fine_tuning_counts_by_the_mean_of_its_seeds_and_other_files_are_refused
         for seed, value in enumerate(values):
             evaluate.add_results(run, {"finetune": {f"held, 0.1 of the labels, seed {seed}": {"accuracy": value, "untrained": value / 2, "chance": 0.1, "files_crc32": 7}}})
     row = next(row for row in evaluate.compare(runs) if row["measure"] == "finetune held, 0.1 of the labels")
-    assert row["augmented"] == pytest.approx({0: 0.3}) and row["semantic"] == {0: 0.5} and row["untrained"] == pytest.approx({0: 0.25})
+    assert row["augmented"] == pytest.approx({0: 0.3}) and row["semantic"] == {0: 0.5} and row["untrained"] == pytest.approx({0: 0.2})
     for run, seeds in zip(runs, ([0], [0, 1])):  # one arm judged with more seeds of the detector
         evaluate.add_results(run, {"detect": {f"v, seed {seed}": {"ap": 0.3, "ap50": 0.6, "seed": seed} for seed in seeds}})
     with pytest.raises(UserError, match=r"detect AP50 v is not comparable: its seeds is \[0\] in .* and \[0, 1\] in "):
         evaluate.compare(runs)
     evaluate.add_results(runs[0], {"detect": {"v, seed 1": {"ap": 0.5, "ap50": 0.6, "seed": 1}}})
     assert "detect AP v" in {row["measure"] for row in evaluate.compare(runs)}
+    for run, start in zip(runs, (0.2, 0.3)):  # detectors from a random start of each run's own
+        evaluate.add_results(run, {"detect": {f"w, init {init}, seed 0": {"ap": value, "ap50": value, "seed": 0} for init, value in (("run", 0.5), ("random", start))}})
+    for order in runs, runs[::-1]:
+        assert [row["untrained"] for row in evaluate.compare(order, only=["detect AP w, init run"])] == [pytest.approx({0: 0.25})]
     unlike = lambda results: next(iter(evaluate.measures(results).values()))["unlike"]
     assert unlike({"finetune": {f"held, seed {seed}": {"accuracy": 0.5, "untrained": 0.1, "chance": 0.1, "steps": 100 * 10**seed} for seed in (0, 1)}}) == "steps is 100 and 1000"
     older = {"accuracy": 0.5, "untrained": 0.1, "chance": 0.1}  # without the precision

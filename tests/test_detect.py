@@ -258,6 +258,10 @@ def test_a_detector_is_given_the_runs_backbone_or_a_new_one_and_the_runs_world(d
     trained = evaluate.build_backbone("resnet18", 32)[0]  # whose maps at 800 px would need 16 times the memory of the usual
     evaluate.detect_run(detector_run, ["scenes"], torch.device("cpu"), "run", "c4", [32], 1, 1, 0.1, 8, 7, 5)
     assert "note: the CIFAR stem" in capsys.readouterr().out
+    for zero in True, False:  # SimSiam's ResNets start so, and so does the detector that they are compared with
+        evaluate.write_json(detector_run / "config.json", {"backbone": "resnet18", "image_size": 32, "seed": 3, "trained_epochs": 2, "zero_init_residual": zero})
+        evaluate.detect_run(detector_run, ["scenes"], torch.device("cpu"), "random", "c4", [32], 1, 1, 0.1, 8, 7, 5)
+        assert given[-1].layer1[0].bn2.weight.any() != zero
 
 
 def test_a_detector_is_trained_on_training_images_and_tested_on_test_images(detector_run, monkeypatch):
