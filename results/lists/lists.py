@@ -34,16 +34,22 @@ if options.summary:
         result = json.loads(file.read_text())["transfer"]["scenes-held-out"]
         found.setdefault(what, {})[int(seed)] = result["accuracy"]
         found.setdefault("untrained", {})[int(seed)] = result["untrained"]
+    for seed in sorted(found["semantic"]):  # with the strong jitter, on the same world
+        file = options.folder.parent / "ablations" / "jitter" / f"simclr-semantic-seed{seed}" / "result.json"
+        found.setdefault("semantic-strong", {})[seed] = json.loads(file.read_text())["linear"]["scenes-held-out"]["accuracy"]
     print("linear probe on scenes-held-out: mean ± standard deviation (seeds); each seed; beside semantic pairs drawn anew: mean [95 %]; each seed")
     for what, by_seed in found.items():
         less = [by_seed[seed] - found["semantic"][seed] for seed in sorted(by_seed)]
         mean, low, high = evaluate.interval(less)
         each = lambda values, sign="": ", ".join(f"{value:{sign}.3f}" for value in values)
-        print(f"{what:12}  {evaluate.mean_and_deviation(by_seed)}; {each(v for _, v in sorted(by_seed.items()))}; {mean:+.3f} [{low:+.3f}, {high:+.3f}]; {each(less, '+')}")
-    print("a list beside the same drawn anew: mean [95 %]; each seed")
-    for fixed, drawn in ("every", "semantic"), ("tenth", "share0.1"), ("wrong", "false0.4"):
-        more = [found[fixed][seed] - found[drawn][seed] for seed in sorted(found[fixed])]
-        print("{} - {:9} {:+.3f} [{:+.3f}, {:+.3f}]; ".format(fixed, drawn, *evaluate.interval(more)) + each(more, "+"))
+        print(f"{what:16}  {evaluate.mean_and_deviation(by_seed)}; {each(v for _, v in sorted(by_seed.items()))}; {mean:+.3f} [{low:+.3f}, {high:+.3f}]; {each(less, '+')}")
+    for title, compared in (("a list beside the same drawn anew", (("every", "semantic"), ("tenth", "share0.1"), ("wrong", "false0.4"))),
+                            ("mined by better features (better), and trained with the strong jitter (-strong)",
+                             (("better", "mined"), ("better", "augmented"), ("better-strong", "augmented-strong"), ("semantic-strong", "augmented-strong")))):
+        print(f"{title}: mean [95 %]; each seed")
+        for a, b in compared:
+            more = [found[a][seed] - found[b][seed] for seed in sorted(found[a])]
+            print(f"{f'{a} - {b}':36} " + "{:+.3f} [{:+.3f}, {:+.3f}]; ".format(*evaluate.interval(more)) + each(more, "+"))
     sys.exit()
 
 names = {}
