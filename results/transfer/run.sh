@@ -191,7 +191,8 @@ sharper | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $sharper runs/epochs60-sharper/*
 
 # Does the gain grow with training? One seed of both arms of BYOL, planned as one; commit 7d76844, 80 minutes. When that was known,
-# SimCLR and MoCo were planned, one seed of both arms each too, in this order, to be kept whatever they show.
+# SimCLR and MoCo were planned, one seed of both arms each too, in this order, to be kept whatever they show: commit 26d592a, 64 and
+# 51 minutes a pair with their evaluations.
 longer | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $longer runs/epochs180/*
 
