@@ -484,8 +484,8 @@ def fine_tune(backbone, train, test, split=None, fraction=1.0, steps=1000, batch
 
     Trained on a `fraction` of the training images (classes in turn, at least one image of each). The learning rate
     is chosen on held-out training images, the same whatever the fraction; then the network is trained again on
-    that fraction of all training images, drawn by the seed, and the test images are read once. split: as in linear_probe; with it
-    the learning rate is chosen on the same images whatever the seed.
+    that fraction of all training images, drawn by the seed, and the test images are read once. split: as in linear_probe; with
+    it the learning rate is chosen on the same images whatever the seed.
     """
     if batch_size < 2:
         raise UserError(f"--batch-size {batch_size}: BatchNorm needs 2 images or more")
@@ -517,9 +517,9 @@ def build_detector(backbone, classes, kind="c4", size=(800,), rois=512, roi_size
     the anchors (32 ... 512 px at 800 px) scale. rois: RoIs in an image's box loss; at test time as many proposals, at least 100.
     Differences from detectron2's, which MoCo used: fewer proposals (by default 2,000 before non-maximum suppression in training, 1,024
     after it; 1,000 and 512 in testing), smooth L1 losses of the boxes with beta 1/9 (there plain L1), RoIAlign with two samples
-    a side and without the shift by half a pixel, the batch padded to one size (there each GPU's share), weight decay of BatchNorm too, images without an
-    object trained on and objects marked difficult not, and BatchNorm's running statistics not computed anew before testing. Raises
-    UserError for backbones other than ResNets and, with c4, convnet.
+    a side and without the shift by half a pixel, the batch padded to one size (there each GPU's share), weight decay of BatchNorm
+    too, images without an object trained on and objects marked difficult not, and BatchNorm's running statistics not computed anew
+    before testing. Raises UserError for backbones other than ResNets and, with c4, convnet.
     """
     if not isinstance(backbone, (torchvision.models.ResNet, ConvNet) if kind == "c4" else torchvision.models.ResNet):
         raise UserError(f"detection with {kind} takes torchvision's ResNets" + (" and convnet" if kind == "c4" else "; convnet has c4 only"))
@@ -1397,8 +1397,8 @@ PROTOCOL = ("metric", "k", "classes", "n", "n_train", "n_test", "files_crc32", "
 
 def measures(results):
     """The numbers {"head data": {"value", "untrained", "chance", "protocol", "unlike"}} of a result.json, those that there are; for
-    fine-tuning and detectors means over the seeds of their own. Of a detector AP50 and AP, "untrained" is that of --init random, of whichever seeds.
-    "unlike": in words, in what those seeds were not trained alike, "" if they were."""
+    fine-tuning and detectors means over the seeds of their own. Of a detector AP50 and AP, "untrained" is that of --init random, of
+    whichever seeds. "unlike": in words, in what those seeds were not trained alike, "" if they were."""
     groups, found = {}, {}
     for head, by_data in results.items():
         for data, r in by_data.items():
