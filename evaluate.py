@@ -126,6 +126,11 @@ def build_backbone(name, image_size, zero_init_residual=False, verbose=False):
     return model.train(), width
 
 
+def new_backbone(config):
+    """A backbone as a run of that config starts with, its weights drawn from torch's random state."""
+    return build_backbone(config["backbone"], config["image_size"], config.get("zero_init_residual", False))[0]
+
+
 def load_backbone(run):
     """(trained, untrained) backbones of a run folder; untrained has the weights of the run's step 0.
 
@@ -137,7 +142,7 @@ def load_backbone(run):
     if said := unfinished(config):
         print(f"note: {run} {said}", flush=True)
     torch.manual_seed(config["seed"])
-    untrained, _ = build_backbone(config["backbone"], config["image_size"], config.get("zero_init_residual", False))
+    untrained = new_backbone(config)
     trained = copy.deepcopy(untrained)
     load_weights(trained, Path(run) / "backbone.pt")
     return trained, untrained
@@ -1265,7 +1270,7 @@ def detect_run(run, data, device, init, kind, size, steps, batch_size, lr, rois,
     train, test = pairs.load_boxes(data, config["seed"], size[-1])
     torch.manual_seed(seed)
     if init == "random":
-        backbone, _ = build_backbone(config["backbone"], config["image_size"], config.get("zero_init_residual", False))
+        backbone = new_backbone(config)
     if isinstance(getattr(backbone, "maxpool", None), nn.Identity):
         print("note: the CIFAR stem of a backbone for images up to 64 px makes maps of 4 times the side: "
               f"--size {size[-1]} costs what {4 * size[-1]} does with the ImageNet stem", flush=True)
@@ -1509,7 +1514,6 @@ def compare(runs, by=(), only=()):
 def compare_one(method, data, measure, members):
     """One row of `compare`, of the members (run, config, measures) that have the measure."""
     row = {"method": method, "data": data, "measure": measure, "chance": None, "untrained": {}, "any": {}, "augmented": {}, "semantic": {}}
-    untrained = {}  # {seed: [a value of each run]}: equal, but for detectors, each with a random start of its own
     protocol = {}  # {what should be equal: (value, run that has it)}
     for run, config, found in members:
         arm, seed, number = row[arm_of(config)], config["seed"], found[measure]
@@ -1527,8 +1531,9 @@ def compare_one(method, data, measure, members):
         if "value" in number:
             arm[seed], row["chance"] = number["value"], number.get("chance")
         if "untrained" in number:
-            untrained.setdefault(seed, []).append(number["untrained"])
-    row["untrained"] = {seed: float(np.mean(values)) for seed, values in untrained.items()}
+            row["untrained"].setdefault(seed, []).append(number["untrained"])
+    # equal in all runs of a seed, but for detectors, each with a random start of its own
+    row["untrained"] = {seed: float(np.mean(values)) for seed, values in row["untrained"].items()}
     row["seeds"] = sorted(row["augmented"].keys() & row["semantic"].keys())
     row["difference"] = interval([row["semantic"][k] - row["augmented"][k] for k in row["seeds"]]) if row["seeds"] else None
     return row

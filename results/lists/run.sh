@@ -15,15 +15,15 @@ row() { echo "simclr.py --seed $seed --data data/worlds/$seed/world --out runs/l
 strong="--jitter 0.2 0.2 0.8 0.5"  # the last of two counts
 run() { xargs -P 2 -L 1 "$python" >> runs/lists-output.txt; }
 for seed in 0 1 2; do "$python" $out/lists.py --seed $seed data/worlds/$seed/world; done
-for seed in 0 1 2; do row augmented augmented; done | run
 for seed in 0 1 2; do
-  features="--by features --backbone-file runs/lists/simclr-augmented-seed$seed/backbone.pt --backbone convnet --show 50"
-  "$python" pairs.py propose --data data/worlds/$seed/world --out data/worlds/$seed/mined.csv $features --ignore-labels
-  "$python" pairs.py propose --data data/worlds/$seed/world --out data/worlds/$seed/near.csv $features
-done >> runs/lists-output.txt
-for seed in 0 1 2; do row augmented-strong augmented $strong; done | run
+  row augmented augmented
+  row augmented-strong augmented $strong
+done | run
+propose() { "$python" pairs.py propose --data data/worlds/$seed/world --out data/worlds/$seed/$1.csv --by features --backbone-file runs/lists/simclr-$2-seed$seed/backbone.pt --backbone convnet --show 50 ${@:3}; }
 for seed in 0 1 2; do
-  "$python" pairs.py propose --data data/worlds/$seed/world --out data/worlds/$seed/better.csv --by features --backbone-file runs/lists/simclr-augmented-strong-seed$seed/backbone.pt --backbone convnet --show 50 --ignore-labels
+  propose mined augmented --ignore-labels
+  propose near augmented
+  propose better augmented-strong --ignore-labels
 done >> runs/lists-output.txt
 for list in data/worlds/[012]/*.csv; do  # the share of false pairs; which they are would be a line each
   "$python" pairs.py check "$list" --data "$(dirname "$list")/world" > runs/lists-check-one.txt || [ $? = 1 ]  # 1: it has false pairs

@@ -99,12 +99,7 @@ sharper() {  # of 3 runs: MoCo's semantic arm of `commands`, 60 epochs, seeds 0 
   done
 }
 longer() {  # of 6 runs: those of `commands` without SimSiam's, 180 epochs, seed 0, in bf16
-  for options in "byol --warmup-epochs 10" "simclr --warmup-epochs 10" "moco --temperature 0.5"; do
-    for pairs in augmented semantic; do
-      set -- $options
-      echo "$1.py --pairs $pairs --seed 0 --data $cifar $2 $3 --backbone convnet --epochs 180 --limit 20000 --precision bfloat16 --out runs/epochs180/$1-$pairs-seed0"
-    done
-  done
+  commands 180 runs/epochs180 | grep -E '^(byol|simclr|moco).* --seed 0 ' | sed 's/$/ --precision bfloat16/'
 }
 kept=runs/kept  # what goes to results, at the end: a changed file there would mark the commit of later runs as dirty
 judge() {  # a folder of results, then runs
