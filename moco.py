@@ -85,7 +85,7 @@ def parse_args(argv=None):
     add("--seed", type=pairs.seed_int, default=0, help="seed of the scenes, the weights, the order, the partners and the augmentation [0]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
     add("--precision", choices=["bfloat16", "float32"], help="number format of the networks (losses: always float32); float32 is the same on every machine but for rounding [bfloat16 where that is faster]")
-    add("--compile", nargs="?", default=False, const="default", choices=["default", "reduce-overhead", "max-autotune"], help="torch.compile the networks, in this mode or, if none is named, default; the last two use CUDA graphs. For GPUs: costs time at the start, and gains little on a CPU (README, Speed) [off]")
+    add("--compile", nargs="?", default=False, const="reduce-overhead", choices=["default", "reduce-overhead", "max-autotune"], help="torch.compile the networks, in this mode or, if none is named, reduce-overhead; the last two use CUDA graphs, without which it did not pay on a GPU. Costs time at the start, and gains little on a CPU (README, Speed) [off]")
     add("--out", help="run folder [runs/<method>-<pairs>-<data>-seed<seed>]")
     add("--resume", action="store_true", help="go on from the run folder's checkpoint, with the same options")
     add("--without", default="", help="transforms to switch off, comma-separated: crop, flip, jitter, gray, blur, solarize [none]")

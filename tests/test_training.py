@@ -141,7 +141,7 @@ def test_batches_are_asked_of_the_training_images_under_view_1_and_view_2(method
     asked, compiled = [], []
     monkeypatch.setattr(pairs, "batches", lambda *a: asked.append(a) or ())
     monkeypatch.setattr(evaluate, "parallel", lambda model, compile, **_: compiled.append(compile) or model)
-    run = trained(method, monkeypatch, ["--crop-min", 0.3, "--jitter", 0.1, 0.2, 0.3, 0.25, "--gray", 0.7, "--blur", 0.1, 0.2, "--solarize", 0.3, 0.4, "--seed", 1, "--compile", "reduce-overhead"])
+    run = trained(method, monkeypatch, ["--crop-min", 0.3, "--jitter", 0.1, 0.2, 0.3, 0.25, "--gray", 0.7, "--blur", 0.1, 0.2, "--solarize", 0.3, 0.4, "--seed", 1, "--compile"])
     images = pairs.scenes("train", 16, seed=1).images[: BATCH * STEPS // EPOCHS + 5]
     assert [epoch for _, epoch, *_ in asked] == [0, 1] and compiled == ["reduce-overhead"]
     for source, _, size, view1, view2, _, given in asked:

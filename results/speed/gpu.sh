@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # What README's Speed leaves "not measured", on a machine with a GPU, one part a call. DIR holds
 # CIFAR-10 as JPEGs, DIR/train/<class>/ and DIR/test/<class>/. From the repository's root:
-#     .venv/bin/python -m pytest -q tests/test_gpu.py                        -> does it compute what a CPU computes? (-k "not compiles": quicker)
-#     bash results/speed/gpu.sh .venv/bin/python DIR bench                            -> results/speed/bench-gpu.json, .txt
-#     bash results/speed/gpu.sh .venv/bin/python DIR simclr --compile reduce-overhead -> results/speed/cifar10-gpu/simclr/
-#     bash results/speed/gpu.sh .venv/bin/python DIR simsiam --compile reduce-overhead                      (and byol, moco)
-# Further words are options of the bench or the method: of the bench, as all of it takes long, "--only compile --seconds 1" (do CUDA
-# graphs pay?) or "--only step epoch methods --seconds 1 --compile reduce-overhead"; of a method, to try it, "--device cpu --epochs 1
-# --limit 512". TO=FOLDER takes another folder than results/speed, whose earlier results would be replaced; LIMIT=480 interrupts after
-# so many seconds, and what the log has by then is kept.
+#     .venv/bin/python -m pytest -q tests/test_gpu.py              -> does it compute what a CPU computes? (-k "not compiles": quicker)
+#     bash results/speed/gpu.sh .venv/bin/python DIR bench              -> results/speed/bench-gpu.json, .txt
+#     bash results/speed/gpu.sh .venv/bin/python DIR simclr --compile   -> results/speed/cifar10-gpu/simclr/
+#     bash results/speed/gpu.sh .venv/bin/python DIR simsiam --compile                       (and byol, moco)
+# Further words are options of the bench or the method: of the bench, as all of it takes long, "--only augment step epoch methods
+# --methods simclr --seconds 1 --compile"; of a method, to try it, "--device cpu --epochs 1 --limit 512". TO=FOLDER takes another
+# folder than results/speed, whose earlier results would be replaced; LIMIT=480 interrupts after so many seconds, and what the log
+# has by then is kept.
 set -eo pipefail
 python=$1 data=$2 part=$3 to=${TO:-results/speed}
 shift 3

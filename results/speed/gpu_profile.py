@@ -2,7 +2,7 @@
 kind of kernel. Options are simclr.py's. From the repository's root:
 
     python results/speed/gpu_profile.py > results/speed/gpu_profile.txt                             # not compiled
-    python results/speed/gpu_profile.py --compile reduce-overhead > results/speed/gpu_profile_graphs.txt
+    python results/speed/gpu_profile.py --compile > results/speed/gpu_profile_graphs.txt
 """
 
 import sys
