@@ -51,9 +51,10 @@ def test_the_host_does_not_wait_between_lines_of_the_log(method):
 @pytest.mark.parametrize("parts", [1, 4])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_split_batchnorm_is_that_of_a_cpu(precision, parts):
-    ours = nn.Sequential(nn.Conv2d(3, 64, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True), nn.Flatten(), nn.BatchNorm1d(64 * 36))
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 32, bias=False), nn.BatchNorm1d(32)]  # mixes the channels: else each one's scale would have no gradient but rounding
+    ours = nn.Sequential(nn.Conv2d(3, 64, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True), *head)
     moco.SplitBatchNorm.convert(ours, parts)
-    x, up, found = 1 + torch.randn(32, 3, 8, 8), torch.randn(32, 64 * 36), []  # running means of nothing but noise would differ by more
+    x, up, found = 1 + torch.randn(32, 3, 8, 8), torch.randn(32, 32), []  # running means of nothing but noise would differ by more
     for device in (evaluate.pick_device("cpu"), evaluate.pick_device(DEVICE)):
         network = copy.deepcopy(ours).to(device, memory_format=torch.channels_last)
         given = x.to(device, memory_format=torch.channels_last).requires_grad_()
@@ -63,7 +64,7 @@ def test_split_batchnorm_is_that_of_a_cpu(precision, parts):
         found.append([y, given.grad, *(p.grad for p in network.parameters()), *network.buffers()])
     for here, there in zip(*found, strict=True):  # running statistics: all parts count equally on a GPU, here later ones more
         here, there = here.detach().double(), there.detach().cpu().double()
-        assert (here - there).norm() <= (0.05 if precision == "bfloat16" else 0.01) * here.norm()
+        assert (here - there).norm() <= (0.2 if precision == "bfloat16" else 0.02) * here.norm()
 
 
 def test_float32_is_float32():
