@@ -218,7 +218,8 @@ def batches(source, epoch, batch_size, view1, view2, device, images=None, at_onc
     x1 shows the anchors under `view1`, x2 the partners under `view2`. The last, smaller batch is dropped:
     batch statistics and MoCo's queue need equal batches. `images` is the pool, if already on the device. Of
     several processes each gets its share of every batch, batch_size / processes pairs. On a GPU several batches are
-    augmented together, `at_once` numbers, as every operation costs a launch; their views are the same as one by one.
+    augmented together, `at_once` numbers, as every operation costs a launch; their views are the same as one by one. The first
+    batch is alone, so that the GPU has work while the host draws for the others.
     """
     images = to_device(source.pool.images, device) if images is None else images
     rank, world = rank_and_world()
@@ -228,7 +229,7 @@ def batches(source, epoch, batch_size, view1, view2, device, images=None, at_onc
     rows = torch.cat([mine(index) for index in source.epoch(epoch)], 1)  # (n, 2 share): of a batch the anchors, then the partners
     kind = torch.device(device).type
     together = 1 if kind == "cpu" else max(1, at_once // (2 * share * 3 * size**2))  # batches
-    index = [group.flatten() for group in rows.split(together)] if n else []
+    index = [group.flatten() for group in (rows[:1], *rows[1:].split(together)) if len(group)]
     taken = (images[i] for i in index) if images.device.type == kind else streamed(images, index, device)
     views = [(view1, 2 * share)] if view1 == view2 else [(view1, share), (view2, share)]
     for x in taken:
