@@ -303,22 +303,27 @@ def bench_compile(device, seconds, batch_size):
     return rows
 
 
+def lightly_loader(images, batch_size, workers):
+    """A DataLoader of batches (x1, x2) of uint8 images (N, 3, S, S) by lightly's SimCLRTransform, as in its CIFAR-10 benchmark."""
+    from lightly.transforms import SimCLRTransform
+
+    transform, pictures = SimCLRTransform(input_size=images.shape[-1], cj_strength=0.5, gaussian_blur=0.0), [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in images]
+    return torch.utils.data.DataLoader(range(len(pictures)), batch_size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0,
+                                       collate_fn=lambda rows: [torch.stack(views) for views in zip(*(transform(pictures[i]) for i in rows))])
+
+
 def bench_epoch(device, batch_size, workers, options):
     """Pairs/s; lightly's plain PyTorch example of SimCLR, with this model, batch and precision."""
     if not importable("lightly.transforms"):
         return {"lightly": "not importable"}
     from lightly.loss import NTXentLoss
-    from lightly.transforms import SimCLRTransform
 
     rows = {}
     for backbone, steps in (("resnet18", 80),) if device.startswith("cuda") else (("resnet18", 4), ("convnet", 16)):
         images = photographs(batch_size * steps, 32)
         ours = trainer("simclr", backbone, images, batch_size, device, options=options)
         _, model, optimizer, args = build("simclr", backbone, 32, device)
-        pictures = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in images]
-        transform, criterion = SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0), NTXentLoss(args.temperature)
-        loader = torch.utils.data.DataLoader([*range(len(pictures))], batch_size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0,
-                                             collate_fn=lambda rows: [torch.stack(v) for v in zip(*(transform(pictures[i]) for i in rows))])
+        criterion, loader = NTXentLoss(args.temperature), lightly_loader(images, batch_size, workers)
 
         def theirs():
             for x1, x2 in loader:
