@@ -106,6 +106,9 @@ baseline() {  # of 2 runs: MoCo's augmented arm for 180 epochs at its default te
     echo "moco.py --pairs augmented --temperature 0.1 --seed $seed --data $cifar --backbone convnet --epochs 180 --limit 20000 --precision bfloat16 --out runs/epochs180-baseline/moco-augmented-temperature0.1-seed$seed"
   done
 }
+second() {  # 1 run: that of `longer`, MoCo's semantic arm, with seed 1
+  commands 180 runs/epochs180 | grep -E '^moco.*--pairs semantic --seed 1 ' | sed 's/$/ --precision bfloat16/'
+}
 kept=runs/kept  # what goes to results, at the end: a changed file there would mark the commit of later runs as dirty
 judge() {  # a folder of results, then runs
   to=$kept/$1
@@ -200,6 +203,11 @@ judge $longer runs/epochs180/*
 # planned before the first was run, to be kept whatever they show: commit 1b5ce96, 49 minutes each.
 baseline | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $baseline runs/epochs180-baseline/*
+
+# The semantic arm of that comparison had one seed. Its seed 1 was planned, as one run, to be kept whatever it shows, when all of the
+# above was known.
+second | xargs -P 2 -L 1 "$python" > runs-output.txt
+judge $baseline runs/epochs180/moco-semantic-seed1
 
 cp -r $kept/results .
 compare $here $here/{simclr,moco,byol,simsiam}-*-seed[0-4]
