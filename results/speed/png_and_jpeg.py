@@ -1,19 +1,33 @@
-"""Copies of a folder of photographs at 32 px, FROM/<split>/<class>/, once as PNG, which loses nothing, and once as JPEG of quality
-75 with halved colour, as the files of cifar10-jpeg are, under TO/png and TO/jpeg:
+"""Copies of a folder of photographs at 32 px, FROM/<split>/<class>/, as files that lose nothing and as JPEGs of quality 75 with
+halved colour, as the files of cifar10-jpeg are, under TO/<kind>/:
 
-    python results/speed/png_and_jpeg.py FROM TO
+    python results/speed/png_and_jpeg.py FROM TO [SHIFT]
+
+png: as PNG. jpeg: as JPEG. shifted: as JPEG whose blocks begin SHIFT (3) px further left and higher, for files that are such
+JPEGs already, and would hardly change by the same blocks once more; kept as PNG. If SHIFT is even colour is halved where it was.
 """
 
+import io
 import sys
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps
 
 SIZE = 32
-source, to = map(Path, sys.argv[1:])
+JPEG = {"format": "JPEG", "quality": 75, "subsampling": "4:2:0"}
+
+
+def shifted(image, shift):
+    file, edge = io.BytesIO(), (shift, shift)
+    Image.fromarray(np.pad(image, (edge, edge, (0, 0)), "reflect")).save(file, **JPEG)
+    return Image.open(file).crop((shift, shift, shift + SIZE, shift + SIZE))
+
+
+source, to, shift = Path(sys.argv[1]), Path(sys.argv[2]), int((sys.argv[3:] or [3])[0])
 for file in sorted(f for f in source.glob("*/*/*") if f.suffix.lower() in (".jpg", ".jpeg", ".png")):
     image = ImageOps.fit(ImageOps.exif_transpose(Image.open(file)).convert("RGB"), (SIZE, SIZE), Image.Resampling.BILINEAR)
-    for kind, options in ("png", {}), ("jpeg", {"quality": 75, "subsampling": "4:2:0"}):
-        path = to / kind / file.relative_to(source).with_suffix(f".{kind}")
+    for kind, copy, options in ("png", image, {"format": "PNG"}), ("jpeg", image, JPEG), ("shifted", shifted(image, shift), {"format": "PNG"}):
+        path = to / kind / file.relative_to(source).with_suffix(f".{options['format'].lower()}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path, **options)
+        copy.save(path, **options)
