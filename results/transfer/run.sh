@@ -202,7 +202,7 @@ judge $longer runs/epochs180/*
 # MoCo's augmented arm for as long at the temperature that suits it: is its semantic arm, seed 0 of the above, still ahead? Two seeds were
 # planned before the first was run, to be kept whatever they show: commit 1b5ce96, 49 minutes each.
 baseline | xargs -P 2 -L 1 "$python" > runs-output.txt
-# That arm had one seed. Its seed 1 was planned, as one run, to be kept whatever it shows, when all of the above was known: commit
+# Its semantic arm had one seed. Seed 1 was planned, as one run, to be kept whatever it shows, when all of the above was known: commit
 # 998a421, 49 minutes.
 second | xargs -P 2 -L 1 "$python" >> runs-output.txt
 judge $baseline runs/epochs180-baseline/* runs/epochs180/moco-semantic-seed1
