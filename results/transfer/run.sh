@@ -98,16 +98,13 @@ sharper() {  # of 3 runs: MoCo's semantic arm of `commands`, 60 epochs, seeds 0 
     echo "moco.py --pairs semantic --temperature 0.1 --seed $seed --data $cifar --backbone convnet --epochs 60 --limit 20000 --precision bfloat16 --out runs/epochs60-sharper/moco-semantic-temperature0.1-seed$seed"
   done
 }
-longer() {  # of 6 runs: those of `commands` without SimSiam's, 180 epochs, seed 0, in bf16
-  commands 180 runs/epochs180 | grep -E '^(byol|simclr|moco).* --seed 0 ' | sed 's/$/ --precision bfloat16/'
+longer() {  # those of `commands` that fit a pattern, for 180 epochs, in bf16
+  commands 180 runs/epochs180 | grep -E "$1" | sed 's/$/ --precision bfloat16/'
 }
 baseline() {  # of 2 runs: MoCo's augmented arm for 180 epochs at its default temperature, 0.1, seeds 0 and 1, in bf16
   for seed in 0 1; do
     echo "moco.py --pairs augmented --temperature 0.1 --seed $seed --data $cifar --backbone convnet --epochs 180 --limit 20000 --precision bfloat16 --out runs/epochs180-baseline/moco-augmented-temperature0.1-seed$seed"
   done
-}
-second() {  # 1 run: that of `longer`, MoCo's semantic arm, with seed 1
-  commands 180 runs/epochs180 | grep -E '^moco.*--pairs semantic --seed 1 ' | sed 's/$/ --precision bfloat16/'
 }
 kept=runs/kept  # what goes to results, at the end: a changed file there would mark the commit of later runs as dirty
 judge() {  # a folder of results, then runs
@@ -196,7 +193,7 @@ judge $sharper runs/epochs60-sharper/*
 # Does the gain grow with training? One seed of both arms of BYOL, planned as one; commit 7d76844, 80 minutes. When that was known,
 # SimCLR and MoCo were planned, one seed of both arms each too, in this order, to be kept whatever they show: commit 26d592a, 64 and
 # 51 minutes a pair with their evaluations.
-longer | xargs -P 2 -L 1 "$python" > runs-output.txt
+longer '^(byol|simclr|moco).* --seed 0 ' | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $longer runs/epochs180/*
 
 # MoCo's augmented arm for as long at the temperature that suits it: is its semantic arm, seed 0 of the above, still ahead? Two seeds were
@@ -204,7 +201,7 @@ judge $longer runs/epochs180/*
 baseline | xargs -P 2 -L 1 "$python" > runs-output.txt
 # Its semantic arm had one seed. Seed 1 was planned, as one run, to be kept whatever it shows, when all of the above was known: commit
 # 998a421, 49 minutes.
-second | xargs -P 2 -L 1 "$python" >> runs-output.txt
+longer '^moco.*--pairs semantic --seed 1 ' | xargs -P 2 -L 1 "$python" >> runs-output.txt
 judge $baseline runs/epochs180-baseline/* runs/epochs180/moco-semantic-seed1
 
 cp -r $kept/results .
