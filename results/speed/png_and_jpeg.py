@@ -24,10 +24,14 @@ def shifted(image, shift):
     return Image.open(file).crop((shift, shift, shift + SIZE, shift + SIZE))
 
 
-source, to, shift = Path(sys.argv[1]), Path(sys.argv[2]), int((sys.argv[3:] or [3])[0])
-for file in sorted(f for f in source.glob("*/*/*") if f.suffix.lower() in (".jpg", ".jpeg", ".png")):
-    image = ImageOps.fit(ImageOps.exif_transpose(Image.open(file)).convert("RGB"), (SIZE, SIZE), Image.Resampling.BILINEAR)
-    for kind, copy, options in ("png", image, {"format": "PNG"}), ("jpeg", image, JPEG), ("shifted", shifted(image, shift), {"format": "PNG"}):
-        path = to / kind / file.relative_to(source).with_suffix(f".{options['format'].lower()}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        copy.save(path, **options)
+def main(source, to, shift=3):
+    for file in sorted(f for f in Path(source).glob("*/*/*") if f.suffix.lower() in (".jpg", ".jpeg", ".png")):
+        image = ImageOps.fit(ImageOps.exif_transpose(Image.open(file)).convert("RGB"), (SIZE, SIZE), Image.Resampling.BILINEAR)
+        for kind, copy, options in ("png", image, {"format": "PNG"}), ("jpeg", image, JPEG), ("shifted", shifted(image, int(shift)), {"format": "PNG"}):
+            path = Path(to) / kind / file.relative_to(source).with_suffix(f".{options['format'].lower()}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            copy.save(path, **options)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
