@@ -15,7 +15,7 @@ import evaluate
 
 here = Path(__file__).parent
 METHODS = ["simclr", "moco", "byol", "simsiam"]
-for what, folder, methods, seeds in (("20 epochs", ".", METHODS, 5), ("60 epochs", "epochs60", METHODS, 5), ("60 epochs, float32", "finetune", METHODS[:1], 5), ("180 epochs", "epochs180", METHODS[:3], 1)):
+for what, folder, methods, seeds in (("20 epochs", ".", METHODS, 5), ("60 epochs", "epochs60", METHODS, 5), ("60 epochs, float32", "finetune", METHODS[:1], 5), ("180 epochs", "epochs180", METHODS[:1], 2), ("180 epochs", "epochs180", METHODS[1:3], 1)):
     for method in methods:
         for images in "test", "validation":
             values = []
