@@ -697,7 +697,7 @@ def read_rows(file, folder=None):
             reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
             count = reader.fieldnames.count
             if not count("image_a") == count("image_b") == 1 or count("category") > 1 or count("keep") > 1:
-                raise UserError(f"{file}: the first line must name the columns image_a,image_b, and may name category and keep, each once; "
+                raise UserError(f"{file}: the first line must name the columns image_a,image_b, separated by commas, and may name category and keep, each once; "
                                 f"it has {reader.fieldnames}")
             for row in reader:
                 kept = (row.get("keep") or "").strip().lower()
@@ -1381,9 +1381,12 @@ def read_voc_annotation(file):
         size = tuple(float(root.findtext(f"size/{key}") or 0) for key in ("width", "height"))
         for item in root.iter("object"):
             x1, y1, x2, y2 = (float(item.find(f"bndbox/{key}").text) for key in ("xmin", "ymin", "xmax", "ymax"))
+            name = (item.findtext("name") or "").strip()
+            if not name or not all(map(math.isfinite, (x1, y1, x2, y2))):
+                raise ValueError("an object without a name, or a box that is not of finite numbers")
             x1, y1 = max(x1 - 1, 0), max(y1 - 1, 0)
             if x2 > x1 and y2 > y1:
-                names.append(item.find("name").text.strip())
+                names.append(name)
                 boxes.append([x1, y1, x2, y2])
                 difficult.append((item.findtext("difficult") or "0").strip() == "1")
     except (OSError, ElementTree.ParseError, LookupError, AttributeError, ValueError) as error:  # LookupError: no such encoding
@@ -1619,18 +1622,21 @@ def write_whole(file, content):
 
 @contextmanager
 def locked(file, busy=None):
-    """Holds a lock on a file, so that one process at a time is inside; released when the process dies. No lock on Windows,
-    on file systems without locks, or if it cannot be opened. busy: a message for a UserError instead of waiting; this process may
-    then lock it several times."""
+    """Holds a lock on a file, so that one process at a time is inside; released when the process dies. Prints a line if it has to
+    wait. No lock on Windows, on file systems without locks, or if it cannot be opened. busy: a message for a UserError instead of
+    waiting; this process may then lock it several times."""
     with ExitStack() as stack:
         for mode in "wr":  # another user's file may only be read, which suffices on most file systems
             with suppress(OSError):
                 opened = stack.enter_context(open(file, mode))
                 if fcntl:
                     try:
-                        fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB) if busy else fcntl.flock(opened, fcntl.LOCK_EX)
+                        (fcntl.lockf if busy else fcntl.flock)(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     except (BlockingIOError, PermissionError):
-                        raise UserError(busy) from None
+                        if busy:
+                            raise UserError(busy) from None
+                        print(f"waiting for another program, which holds {file}", flush=True)
+                        fcntl.flock(opened, fcntl.LOCK_EX)
                 break
         yield
 
@@ -1833,7 +1839,7 @@ def check(file, folder=None):
         if row["category"] and named.setdefault(row["image_a"], row["category"]) != row["category"]:
             mistakes.append(f"line {row['line']}: {row['image_a']} is of {row['category']}, and of {named[row['image_a']]} in another row")
     if not any(path.is_file() for path in seen):
-        return report, [f"{file}: none of its images is in {folder}: is --data the folder that its paths are relative to?"]
+        return report, [f"{file}: none of its images is there, such as {next(iter(seen))}: is --data the folder that its paths are relative to?"]
     small = {}
     for path, thumbnail in zip(seen, in_parts(read_thumbnails, list(seen), "reading images")):
         if isinstance(thumbnail, str):
