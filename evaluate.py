@@ -162,15 +162,17 @@ def load_run(run):
 def load_weights(backbone, file):
     """Loads a file of torchvision-format weights; only a classifier may be left over.
 
-    Raises UserError that names keys that are missing, left over or of another shape. A dict under "state_dict" is opened, as
-    checkpoints have it. BatchNorm's counts of batches may be missing, as in files of older versions of torch.
+    Raises UserError that names keys that are missing, left over or of another shape. A dict under "state_dict" or "model" is
+    opened, as checkpoints have it. BatchNorm's counts of batches may be missing, as in files of older versions of torch.
     """
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)
+        state = state.get("state_dict", state.get("model", state))
         shapes = {key: tuple(value.shape) for key, value in state.items()}
     except FileNotFoundError:
         raise UserError(f"{file}: no such file") from None
+    except (PermissionError, IsADirectoryError):
+        raise  # said as of every file, see pairs.run_cli
     except Exception:  # torch.load raises whatever the bytes lead it to
         raise UserError(f"{file} is not a file of weights: a state_dict of tensors, saved by torch.save") from None
     wanted = {key: tuple(value.shape) for key, value in backbone.state_dict().items()}
@@ -862,9 +864,11 @@ def join(device_name, batch_size):
     """The torch.device of this process. Under torchrun it also joins the others: NCCL on GPUs, one each; else gloo.
 
     Only process 0 prints. Raises UserError when there is no such device, when batch_size is not a multiple of the
-    processes, or when a process would see fewer than two pairs.
+    processes, when a process would see fewer than two pairs, or when the environment tells of processes that torchrun did not start.
     """
     world = int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1 and "LOCAL_RANK" not in os.environ:
+        raise UserError(f"WORLD_SIZE is {world} in the environment, but torchrun did not start this program: use torchrun, or unset it")
     if batch_size % world:
         raise UserError(f"--batch-size {batch_size} must be a multiple of the {world} processes: it is the batch of all of them")
     if batch_size < 2 * world:
@@ -1251,6 +1255,8 @@ def evaluate_run(run, heads, data_names, device, root=None, download=False, skip
     for data in data_names:
         print(f"{run}: {', '.join(heads)} on {data}, the trained and the untrained backbone", flush=True)
         train, test, val = load_splits(config, data, root, download, skip_bad, cache)
+        if len(train.classes) < 2:
+            raise UserError(f"--data {data} has one class only, {train.classes[0]}; is it the folder of the class folders?")
         if "knn" in heads and train.labels.ndim > 1:
             raise UserError(f"knn: the images of {data} have several classes each; use transfer")
         name = lambda r: train.name + (f", {r['fraction']:g} of the labels, seed {r['seed']}" if "fraction" in r else "")  # of fine-tuning
@@ -1305,8 +1311,9 @@ def invariance_run(run, device, data=None, root=None, download=False, skip_bad=F
     found, = load_splits(config, data, root, download, skip_bad, cache, ["test"])
     if found.labels.ndim > 1:
         raise UserError(f"invariance: the images of {data} have several classes each; name another --data")
+    of_images = image_changes(found, views[0], config["seed"])  # first: it takes no time to refuse them
     for name, (labels, images, changes) in (("factors of scenes", scene_changes(config["seed"], size)),
-                                            (f"transformations of {found.name}", image_changes(found, views[0], config["seed"]))):
+                                            (f"transformations of {found.name}", of_images)):
         factors = {f: {"inside": inside(f)} for f in changes}
         for which, model in models.items():
             h = features(model, images, what=f"invariance to {name}").cpu()

@@ -677,7 +677,7 @@ def test_invariance_is_of_test_images_of_the_runs_world_and_view(tmp_path, monke
     monkeypatch.setattr(evaluate, "image_changes", lambda found, *given: asked.append(given) or nothing)
     evaluate.invariance_run(tmp_path, torch.device("cpu"))
     view, _ = pairs.make_views(argparse.Namespace(**config), 16)
-    assert asked == [["test"], (3, 16), (view, 3)]
+    assert asked == [["test"], (view, 3), (3, 16)]
 
 
 def test_the_picture_of_shares_names_each_row_and_shades_what_each_method_has(tmp_path, monkeypatch):
@@ -1137,6 +1137,11 @@ def test_weights_of_torchvisions_format_are_taken_and_misfits_listed(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(beside))
         with pytest.raises(UserError, match=r"should be \(64, 3, 3, 3\)" + hint):
             evaluate.adopt(tmp_path / "r.pth", "resnet18", 32, out=tmp_path / "other")
+    torch.save({"model": theirs.state_dict(), "epoch": 3}, tmp_path / "nested.pth")
+    nested, _ = evaluate.load_backbone(evaluate.adopt(tmp_path / "nested.pth", "resnet18", 96, out=tmp_path / "nested"))
+    assert torch.equal(nested.eval()(x), theirs(x))
+    with pytest.raises(IsADirectoryError):  # which run_cli words as for every path
+        evaluate.adopt(tmp_path, "resnet18", 96, out=tmp_path / "other")
     (tmp_path / "bad.pth").write_bytes(b"no weights")
     with pytest.raises(UserError, match="bad.pth is not a file of weights"):
         evaluate.adopt(tmp_path / "bad.pth", "resnet18", 96, out=tmp_path / "other")
@@ -1166,6 +1171,15 @@ def test_a_lock_holds_between_processes(tmp_path):
     with pairs.locked(tmp_path / "lock"):
         assert tried() == 3
     assert tried() == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
+def test_who_waits_for_a_lock_says_so(tmp_path):
+    code = "import pathlib, sys, pairs\nwith pairs.locked(pathlib.Path(sys.argv[1])): print('in')"
+    with pairs.locked(tmp_path / "lock"):
+        other = subprocess.Popen([sys.executable, "-c", code, tmp_path / "lock"], cwd=os.path.dirname(pairs.__file__), stdout=subprocess.PIPE, text=True)
+        assert other.stdout.readline() == f"waiting for another program, which holds {tmp_path / 'lock'}\n"
+    assert other.communicate()[0] == "in\n" and other.returncode == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
@@ -1279,5 +1293,16 @@ def test_what_images_of_several_classes_cannot_have_is_refused_before_anything_i
     with pytest.raises(UserError, match="the images of voc2007 have several classes each"):
         evaluate.invariance_run(tmp_path, torch.device("cpu"), "voc2007")
     several.labels = torch.arange(4)
+    monkeypatch.setattr(evaluate, "scene_changes", None)
     with pytest.raises(UserError, match="needs two classes or more with two test images"):
         evaluate.invariance_run(tmp_path, torch.device("cpu"), "voc2007")
+
+
+@pytest.mark.parametrize("head", ["knn", "linear", "transfer", "finetune"])
+def test_one_class_is_refused_as_every_accuracy_would_be_1(head, tmp_path, monkeypatch):
+    one = pairs.ImageSet("all", torch.zeros(6, 3, 8, 8, dtype=torch.uint8), torch.zeros(6, dtype=torch.long), ["images"])
+    monkeypatch.setattr(evaluate, "load_run", lambda run: ({}, nn.Identity(), nn.Identity()))
+    monkeypatch.setattr(evaluate, "load_splits", lambda *_: [one, one, None])
+    with pytest.raises(UserError, match="--data all has one class only, images; is it the folder of the class folders"):
+        evaluate.evaluate_run(tmp_path, [head], ["all"], "cpu")
+    assert not (tmp_path / "result.json").exists()

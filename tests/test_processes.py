@@ -153,7 +153,11 @@ def test_on_gpus_batchnorm_sees_all_processes_but_moco_keeps_its_parts(method, m
 
 def test_the_batch_is_that_of_all_processes(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)  # which the machine's own launcher may have set
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="WORLD_SIZE is 3 in the environment, but torchrun did not start this program"):
+        evaluate.join("cpu", 6)
+    monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(UserError, match="--batch-size 64 must be a multiple of the 3 processes"):
         evaluate.join("cpu", 64)
     with pytest.raises(UserError, match="BatchNorm needs 2 pairs or more in each process"):
@@ -163,7 +167,8 @@ def test_the_batch_is_that_of_all_processes(monkeypatch):
 
 def test_processes_wait_while_the_first_reads_a_large_data_set(monkeypatch):
     asked = []
-    monkeypatch.setenv("WORLD_SIZE", "3")
+    for name, value in (("WORLD_SIZE", "3"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(dist, "init_process_group", lambda *given, **options: asked.append((given, options)))
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
     evaluate.join("cpu", 6)
