@@ -5,14 +5,13 @@ same files (png_and_jpeg.py, "shifted").
     python results/speed/original_pixels.py DIR FOOLBOX/data
 """
 
-import io
 import os
 import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from png_and_jpeg import JPEG, shifted
+from png_and_jpeg import as_jpeg, shifted
 
 
 def pixels(image):
@@ -40,13 +39,13 @@ def main(data, originals):
         found, other = np.argsort(distance)[:2]
         margins.append(distance[other] / distance[found])
         file = Image.open(files[found])
-        compressed = io.BytesIO()
-        image.save(compressed, **JPEG)
         for name, like in {
             "the original": image,
-            "the original as such a JPEG, by Pillow": Image.open(compressed),
+            "the original as such a JPEG, by Pillow": as_jpeg(image),
             "the file once more as such a JPEG, blocks 3 px elsewhere": shifted(file, 3),
             "the same, 4 px": shifted(file, 4),
+            "3 px, and colour rounded 5 times as coarsely": shifted(file, 3, 5),
+            "4 px, and colour rounded 5 times as coarsely": shifted(file, 4, 5),
         }.items():
             rows.setdefault(name, []).append(squares(pixels(like) - pixels(file)))
     print(f"{os.path.basename(data)}: {len(margins)} of {len(files):,} files found by their originals, the next at least {min(margins):.0f} times as far")
