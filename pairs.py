@@ -697,8 +697,8 @@ def read_rows(file, folder=None):
             reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
             count = reader.fieldnames.count
             if not count("image_a") == count("image_b") == 1 or count("category") > 1 or count("keep") > 1:
-                raise UserError(f"{file}: the first line must name the columns image_a,image_b, separated by commas, and may name category and keep, each once; "
-                                f"it has {reader.fieldnames}")
+                raise UserError(f"{file}: the first line must name the columns image_a,image_b, separated by commas, and may name category "
+                                f"and keep, each once; it has {reader.fieldnames}")
             for row in reader:
                 kept = (row.get("keep") or "").strip().lower()
                 if kept not in keep:
