@@ -162,8 +162,9 @@ def load_run(run):
 def load_weights(backbone, file):
     """Loads a file of torchvision-format weights; only a classifier may be left over.
 
-    Raises UserError that names keys that are missing, left over or of another shape. A dict under "state_dict" or "model" is
-    opened, as checkpoints have it. BatchNorm's counts of batches may be missing, as in files of older versions of torch.
+    Raises UserError that names keys that are missing, left over or of another shape, OSError for a file that may not be read. A
+    dict under "state_dict" or "model" is opened, as checkpoints have it. BatchNorm's counts of batches may be missing, as in files
+    of older versions of torch.
     """
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)

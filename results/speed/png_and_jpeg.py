@@ -26,11 +26,13 @@ def as_jpeg(image, **options):
     return Image.open(file)
 
 
+LUMA, CHROMA = as_jpeg(Image.new("RGB", (SIZE, SIZE))).quantization.values()  # the steps to which that quality rounds
+
+
 def shifted(image, shift, coarser=1):
     edge = (shift, shift)
     image = Image.fromarray(np.pad(image, (edge, edge, (0, 0)), "reflect"))
-    luma, chroma = as_jpeg(image).quantization.values()
-    image = as_jpeg(image, quality=-1, qtables=[luma, [min(255, coarser * step) for step in chroma]])
+    image = as_jpeg(image, quality=-1, qtables=[LUMA, [min(255, coarser * step) for step in CHROMA]])  # -1: the steps as given
     return image.crop((shift, shift, shift + SIZE, shift + SIZE))
 
 

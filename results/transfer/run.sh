@@ -193,12 +193,10 @@ judge $sharper runs/epochs60-sharper/*
 # Does the gain grow with training? One seed of both arms of BYOL, planned as one; commit 7d76844, 80 minutes. When that was known,
 # SimCLR and MoCo were planned, one seed of both arms each too, in this order, to be kept whatever they show: commit 26d592a, 64 and
 # 51 minutes a pair with their evaluations.
-longer '^(byol|simclr|moco).* --seed 0 ' | xargs -P 2 -L 1 "$python" > runs-output.txt
-judge $longer runs/epochs180/*
 # SimCLR's seeds 1 and 2, both arms, were planned when all of the above and below was known, to be kept whatever they show: commit
 # e362777. Seed 1 took 74 minutes, beside other work; seed 2 was stopped after its first minute, for want of time, and is to be made.
-longer '^simclr.* --seed 1 ' | xargs -P 2 -L 1 "$python" >> runs-output.txt
-judge $longer runs/epochs180/simclr-*-seed1
+longer '^((byol|simclr|moco).* --seed 0|simclr.* --seed 1) ' | xargs -P 2 -L 1 "$python" > runs-output.txt
+judge $longer runs/epochs180/*
 
 # MoCo's augmented arm for as long at the temperature that suits it: is its semantic arm, seed 0 of the above, still ahead? Two seeds were
 # planned before the first was run, to be kept whatever they show: commit 1b5ce96, 49 minutes each.
