@@ -10,23 +10,24 @@
     t        projections (N, d) of the target network, a constant to the loss
     p        predictions (N, d), from z, of the other view's t
 
-What changes relative to simsiam.py: what is predicted, t, comes from a slowly moving copy of the network, an average over
-its past (ever slower, as its decay rises to 1) and so a steadier target than the network of the moment; the projector does not
-end in a BatchNorm; the learning rate warms up, and the predictor's falls too; and the loss is the sum, not the mean, of both
-directions, in squared distances: its gradient is four times SimSiam's. (The average helps accuracy; SimSiam shows that it is
-not what prevents collapse.)
+What changes relative to simsiam.py: what is predicted, t, comes from a slowly moving copy of the network, an average over its
+past (ever slower, as its decay rises to 1) and so a steadier target than the network of the moment; the projector does not end
+in a BatchNorm; a ResNet's blocks do not start as the identity; the learning rate warms up, and the predictor's falls too; and
+the loss is the sum, not the mean, of both directions, in squared distances: its gradient is four times SimSiam's. (The average
+helps accuracy; SimSiam shows that it is not what prevents collapse.)
 
 Deviations from the paper and its official code
   1. SGD with momentum by default: batches here are 64-512, LARS (--optimizer lars) is for thousands. SGD's weight
      decay includes biases and BatchNorm (official: neither).
   2. Crops are bilinear (official: bicubic), taken from a centre square of --image-size (paper: from the whole
      picture); colour jitter is torchvision's (official: brightness adds, contrast is of each channel, saturation HSV's).
-     The target starts as a copy of the online network (official: from weights of its own).
+     Blur mirrors the image at its border (official: zeros beyond it). The target starts as a copy of the online network
+     (official: from weights of its own).
   3. Heads of 1024 and 256 (paper: 4096 and 256). On scenes 256 and 128 would do for augmented pairs, but with semantic
      pairs the loss then left its plateau late or, with some seeds, not at all (results/scenes/byol-recipe.txt).
   4. On photographs: ResNet-18, batch 512, 200 epochs, EMA decay from 0.99, no blur below 64 px (paper: ResNet-50, 4096;
-     1000 epochs, 0.996). A ResNet's blocks do not start as the identity (official ResNet-50: the last BatchNorm of each
-     starts at 0).
+     1000 epochs, 0.996). A ResNet's blocks do not start as the identity, as for the paper's results (the released
+     ResNet-50: the last BatchNorm of each starts at 0).
   5. On scenes: a small convnet, small batches (more steps in a few minutes), lr 0.25, crops of at least half the
      area, no blur, no solarisation, no warm-up; colour jitter weak in brightness and contrast, strong in
      saturation and hue, so that colour is no shortcut for augmented pairs: with SimCLR's jitter they teach nothing, 0.180
@@ -137,13 +138,13 @@ class BYOL(nn.Module):
 # --------------------------------------------------------------------------------------------- LOSS
 
 
-def regression_loss(p, z):
-    """Squared distance of the unit vectors, 2 - 2 cos(p, z), the mean over the batch (BYOL, Eq. 2).
+def regression_loss(p, t):
+    """Squared distance of the unit vectors, 2 - 2 cos(p, t), the mean over the batch (BYOL, Eq. 2).
 
-    p, z: (N, d), of any norm: predictions, and the target network's projections, which are constants: no gradient goes to them.
+    p, t: (N, d), of any norm: predictions, and the target network's projections, which are constants: no gradient goes to them.
     Between 0 and 4; the log has the sum of both directions.
     """
-    return (2 - 2 * F.cosine_similarity(p, z.detach(), dim=1)).mean()
+    return (2 - 2 * F.cosine_similarity(p, t.detach(), dim=1)).mean()
 
 
 # ---------------------------------------------------------------------------------------- SCHEDULES

@@ -20,7 +20,8 @@ Deviations from the paper and google-research/simclr
   3. Inputs are normalised with ImageNet's mean and standard deviation (official: [0, 1]), so that one input
      convention serves all methods and torchvision's weights. Crops are bilinear (official: bicubic), taken from a
      centre square of --image-size (paper: from the whole picture). Colour jitter is torchvision's, as in the paper's PyTorch
-     listing (App. A; official code: contrast is of each channel, saturation HSV's).
+     listing (App. A; official code: contrast is of each channel, saturation HSV's). Blur mirrors the image at its border
+     (official: zeros beyond it).
   4. The two views go through the network one after the other, so BatchNorm sees N images at a time.
   5. BatchNorm in the projector as in the official code (the paper's Sec. 2.1 names none); the last has a bias (official: a
      scale only).

@@ -9,8 +9,8 @@
     z        embeddings (N, d) of the projector; as a target, a constant to the loss (stop-gradient)
     p        predictions (N, d) of the other view's z
 
-What changes relative to simclr.py: a predictor, whose learning rate stays constant, a stop-gradient, no negatives at all, and
-no warm-up.
+What changes relative to simclr.py: a predictor, whose learning rate stays constant, a stop-gradient, no negatives at all, no
+warm-up, a projector whose last BatchNorm has neither scale nor bias, and ResNet blocks that start as the identity.
 
 Without negatives "all embeddings equal" is a perfect solution. The stop-gradient makes each step a regression onto a target
 that stands still, as in alternating optimisation (Sec. 5); why this does not end in that solution is not proved.
