@@ -118,8 +118,8 @@ class Pairs:
     kind: "augmented" | "semantic" | "list". For a list, `rows` (R, 2) holds image indices of its pairs.
     false_pairs: the share of semantic partners that is drawn from another category instead, redrawn every epoch.
     semantic_share: the share of pairs that is semantic, redrawn every epoch; the rest are augmented.
-    judged: whether a run can be judged on its --data: not on one class; of a list, if class folders with a test split are there
-    before the run.
+    judged: whether the run is evaluated on its --data when it ends: not if that has one class only; of a list, only if --data has
+    class folders with a test split when the run starts.
     """
 
     pool: ImageSet
@@ -144,7 +144,8 @@ class Pairs:
         partner = self.rows[order, 1] if self.kind == "list" else semantic_partners(self.pool.labels, stream_of("partner"))[anchor]
         if self.false_pairs:
             wrong = torch.rand(len(anchor), generator=stream_of("which are false")) < self.false_pairs
-            partner = torch.where(wrong, false_partners(self.pool.labels, stream_of("false partner"))[anchor], partner)
+            anchors = slice(None) if self.rows is None else self.rows[:, 0]
+            partner = torch.where(wrong, false_partners(self.pool.labels, stream_of("false partner"), anchors)[order], partner)
         if self.semantic_share < 1:
             semantic = torch.rand(len(anchor), generator=stream_of("which are semantic")) < self.semantic_share
             partner = torch.where(semantic, partner, anchor)
@@ -160,7 +161,7 @@ class Pairs:
         anchor, partner = self.epoch(epoch)
         semantic = anchor != partner
         rates = {"semantic_rate": semantic.float().mean().item(), "false_rate": None, "same_class_rate": None}
-        if len(self.pool.classes) > 1 and self.pool.labels.ndim == 1:
+        if len(self.pool.classes) > 1:
             a, b = self.pool.labels[anchor], self.pool.labels[partner]
             count = lambda y: torch.bincount(y, minlength=len(self.pool.classes))
             others = (count(a) * count(b)).sum() - (a == b).sum()  # (anchor, other pair) of one category
@@ -191,25 +192,29 @@ def by_turns(labels):
 def semantic_partners(labels, generator):
     """For each image (N,) another one of its class, uniform over the n_c - 1 others.
 
-    Write the class as a row of n_c places: a draw u in [0, n_c - 2], plus one if it is at or after the anchor's
-    place, hits every other place equally often and the anchor never. No rejection sampling. Labels and generator are on
+    Write the images sorted by class, in a row: a draw among the first n_c - 1 of the class's n_c places, plus one if it is at or
+    after the anchor's place, hits every other place equally often and the anchor never. No rejection sampling. Labels and generator are on
     the CPU. Raises ValueError for a class with one image.
     """
     by_class, n_c, start = sorted_by_class(labels)
     if (n_c == 1).any():
         raise ValueError("a class with one image has no partner for it")
-    u = (torch.rand(len(labels), generator=generator, dtype=torch.float64) * (n_c - 1)).long()
-    return by_class[start + u + (u >= rank_in_class(labels))]
+    other = start + (torch.rand(len(labels), generator=generator, dtype=torch.float64) * (n_c - 1)).long()
+    return by_class[other + (other >= by_class.argsort())]
 
 
-def false_partners(labels, generator):
-    """For each image (N,) one of another class, uniform over all of those; with one class only, itself.
+def false_partners(labels, generator, anchors=slice(None)):
+    """For each image, or each of the anchors (M,), one of another class, uniform over all of those.
 
-    As semantic_partners: a draw among the N - n_c places outside the class's row is moved past that row.
+    As semantic_partners: a draw among the N - n_c places outside the class is moved past the class. Raises ValueError where all
+    images are of one class.
     """
     by_class, n_c, start = sorted_by_class(labels)
-    u = (torch.rand(len(labels), generator=generator, dtype=torch.float64) * (len(labels) - n_c)).long()
-    return by_class[u + n_c * (u >= start)] if (n_c < len(labels)).any() else torch.arange(len(labels))
+    if (n_c == len(labels)).any():
+        raise ValueError("with one class there is no partner of another")
+    n_c, start = n_c[anchors], start[anchors]
+    other = (torch.rand(len(n_c), generator=generator, dtype=torch.float64) * (len(labels) - n_c)).long()
+    return by_class[other + n_c * (other >= start)]
 
 
 def batches(source, epoch, batch_size, view1, view2, device, images=None, at_once=2**25):
@@ -390,9 +395,8 @@ def random_boxes(n, size, area, generator):
     As torchvision: the first of ten draws of area (a share of the image's) and log-uniform aspect ratio that
     fits, else the whole image. area None switches the crop off.
     """
-    area, ratio = ((1, 1), (1, 1)) if area in (None, (1, 1)) else (area, (3 / 4, 4 / 3))
-    target = uniform(*area, (n, 10), generator) * size**2
-    aspect = torch.exp(uniform(*map(math.log, ratio), (n, 10), generator))
+    target = uniform(*(area or (1, 1)), (n, 10), generator) * size**2
+    aspect = torch.exp(uniform(math.log(3 / 4), math.log(4 / 3), (n, 10), generator))
     width, height = torch.sqrt(target * aspect).round(), torch.sqrt(target / aspect).round()
     fits = (width > 0) & (width <= size) & (height > 0) & (height <= size)
     first = fits.float().argmax(1, keepdim=True)
@@ -525,10 +529,10 @@ def save_picture(path, source, view1, view2, columns=6):
     import matplotlib.pyplot as plt
 
     other, caption = ("semantic", "semantic pairs: two images of one category") if source.rows is None else ("list", "pairs of the curated list")
-    if source.semantic_share < 1:
-        caption += f"\n{source.semantic_share:.0%} of all pairs, the others augmented"
     if source.false_pairs:
         caption += f"\n{source.false_pairs:.0%} of them false: of two categories"
+    if source.semantic_share < 1:
+        caption += f"\n{source.semantic_share:.0%} of all pairs, the others augmented"
     captions = {"augmented": "augmented pairs: two views of one image" + "\n " * caption.count("\n"), other: caption}  # equally high
     if other == "semantic" and lonely_classes(source.pool.labels, source.pool.classes):
         del captions[other]  # there are no such pairs
@@ -1192,9 +1196,8 @@ def decode(items, image_size, what, skip_bad=False):
 def fit(image, size):
     """An RGB image scaled so that its short side is `size`, and centre-cropped: uint8 (3, size, size), numpy. Crops are taken
     from that square (the papers': from the whole picture), so that an array holds all images."""
-    if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    square = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
 
 def cached(paths, first, image_size, what, skip_bad=False, cache=None):
@@ -1577,7 +1580,8 @@ def named(data):
 
 def default_help(recipes):
     """A function from an option's name to the part of its help that shows its default on each kind of data."""
-    return lambda option: f"[{recipes['scenes'][option]} on scenes, {recipes['photographs'][option]} on photographs]"
+    told = lambda value: " ".join(map(str, value)) if isinstance(value, list) else value
+    return lambda option: f"[{told(recipes['scenes'][option])} on scenes, {told(recipes['photographs'][option])} on photographs]"
 
 
 def parse(parser, argv, recipes):

@@ -529,7 +529,18 @@ def test_false_partners_are_of_another_class_and_uniform():
         others = counts[i][labels != labels[i]]
         expected = 3000 / len(others)
         assert ((others - expected) ** 2 / expected).sum() < 30  # chi-square with 4 to 6 degrees of freedom: p < 1e-4
-    assert pairs.false_partners(torch.zeros(3, dtype=torch.long), pairs.stream("f")).tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="one class"):
+        pairs.false_partners(torch.zeros(3, dtype=torch.long), pairs.stream("f"))
+
+
+def test_rows_of_one_anchor_draw_false_partners_of_their_own():
+    labels = torch.arange(40) % 4
+    pool = pairs.ImageSet("x", torch.zeros(40, 3, 8, 8, dtype=torch.uint8), labels, list("abcd"))
+    rows = torch.tensor([[0, 4 * (i % 9 + 1)] for i in range(90)] + [[1, 5]] * 10)
+    anchor, partner = pairs.Pairs(pool, "list", 0, rows, false_pairs=1.0).epoch(0)
+    assert (labels[partner] != labels[anchor]).all()
+    of_one, of_other = partner[anchor == 0].unique(), partner[anchor == 1].unique()
+    assert len(of_one) >= 20 and len(of_other) >= 4  # of 30 images in 90 and in 10 draws; one draw an anchor would show 1 each
 
 
 def test_controls_change_the_share_asked_for_and_nothing_else():
