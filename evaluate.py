@@ -167,14 +167,12 @@ def load_weights(backbone, file):
     of older versions of torch.
     """
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = load_tensors(file)
         state = state.get("state_dict", state.get("model", state))
         shapes = {key: tuple(value.shape) for key, value in state.items()}
     except FileNotFoundError:
         raise UserError(f"{file}: no such file") from None
-    except (PermissionError, IsADirectoryError):
-        raise  # said as of every file, see pairs.run_cli
-    except Exception:  # torch.load raises whatever the bytes lead it to
+    except (ValueError, AttributeError):
         raise UserError(f"{file} is not a file of weights: a state_dict of tensors, saved by torch.save") from None
     wanted = {key: tuple(value.shape) for key, value in backbone.state_dict().items()}
     classifier = [name for name, module in backbone.named_modules() if isinstance(module, nn.Identity)][-1:]
@@ -506,7 +504,7 @@ def fine_tune(backbone, train, test, split=None, fraction=1.0, steps=1000, batch
         try:
             curve[lr] = judged(fit(of_kept, lr), train.images[held], train.labels[held])
         except Diverged:
-            curve[lr] = 0.0
+            curve[lr] = -1.0  # below any accuracy: not chosen, were the others all wrong
     lr = max(curve, key=curve.get)
     return {"accuracy": judged(fit(of_all, lr), test.images, test.labels), "metric": train.metric, "lr": lr, "validation": curve,
             "fraction": fraction, "n_fitted": len(of_all), "steps": steps, "batch_size": batch_size, "seed": seed,
@@ -706,7 +704,7 @@ def box_metrics(data, found):
     are COCO's; the next three of VOC2007's 11 points, also averaged over the IoUs 0.5 ... 0.95 (as MoCo's table for VOC)."""
     truth = [{"boxes": b.numpy(), "labels": l.numpy(), "difficult": d.numpy()} for b, l, d in zip(data.boxes, data.labels, data.difficult)]
     ap = coco_average_precision(truth, found, len(data.classes))
-    mean = lambda values: float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
+    mean = lambda values: float(np.nanmean(values))
     voc = np.stack([voc_detection_ap(truth, found, len(data.classes), iou) for iou in COCO_THRESHOLDS], 1)
     return {"ap": mean(ap), "ap50": mean(ap[:, 0]), "ap75": mean(ap[:, 5]),
             "voc07_ap": mean(voc), "voc07_ap50": mean(voc[:, 0]), "voc07_ap75": mean(voc[:, 5]),
@@ -1038,9 +1036,9 @@ class Run:
                     changed = f"the files of --data, or the pairs of the list, are not those of {self.folder}; bring them back"
                 raise UserError(f"--resume: {changed}, or start a new run: --out NEW without --resume")
         try:
-            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+            state = load_tensors(checkpoint)
             weights, moments = state["model"], state["optimizer"]
-        except Exception:  # torch.load raises whatever the bytes lead it to
+        except (ValueError, TypeError, LookupError):
             raise UserError(f"{checkpoint} is damaged; copy it anew, or remove the folder and start again") from None
         self.model.load_state_dict(weights)
         self.optimizer.load_state_dict(moments)
@@ -1166,6 +1164,19 @@ def save_tensors(file, content):
     buffer = io.BytesIO()
     torch.save(content, buffer)
     pairs.write_whole(file, buffer.getbuffer())
+
+
+def load_tensors(file):
+    """What save_tensors wrote, on the CPU. Raises ValueError for other files; a path that cannot be read, or a lack of memory, raises
+    what pairs.run_cli has words for."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, IsADirectoryError, PermissionError, MemoryError):
+        raise
+    except Exception as error:  # torch.load raises whatever the bytes lead it to
+        if "can't allocate memory" in str(error):
+            raise
+        raise ValueError(f"{file} is not a file that torch.save wrote") from None
 
 
 def write_json(file, content):

@@ -1510,7 +1510,9 @@ def run_cli(main):
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal has no sign for
     try:
-        return main()
+        main()
+        sys.stdout.flush()  # here, so that what reads the output may have ended
+        return
     except UserError as error:
         mistake = error
     except torch.OutOfMemoryError as error:

@@ -33,13 +33,12 @@ def test_quantiles_of_students_t():
 
 def test_the_interval_of_a_known_case(make):
     """Differences 0.1, 0.2, 0.3: mean 0.2, deviation 0.1, half width 4.30265 * 0.1 / sqrt(3)."""
-    runs = [make("augmented", seed, 0.5) for seed in range(3)] + [make("semantic", seed, 0.6 + 0.1 * seed) for seed in range(3)]
-    runs.append(make("semantic", 7, 0.99))  # no augmented run of its seed: in the mean, not in the difference
-    (row,) = evaluate.compare(runs)
+    values = {"augmented": {2: 0.1, 0: 0.5, 1: 0.3}, "semantic": {7: 0.99, 0: 0.6, 1: 0.5, 2: 0.4}}  # 7: in the mean, not in the difference
+    (row,) = evaluate.compare([make(arm, seed, value) for arm, of in values.items() for seed, value in of.items()])
     half = 4.30265 * 0.1 / math.sqrt(3)
     assert row["difference"] == pytest.approx((0.2, 0.2 - half, 0.2 + half), rel=1e-4)
     assert (row["method"], row["data"], row["measure"], row["seeds"]) == ("simclr", "scenes", "linear held", [0, 1, 2])
-    assert row["semantic"] == pytest.approx({0: 0.6, 1: 0.7, 2: 0.8, 7: 0.99}) and row["untrained"] == {0: 0.2, 1: 0.2, 2: 0.2, 7: 0.2}
+    assert row["semantic"] == pytest.approx(values["semantic"]) and row["untrained"] == {0: 0.2, 1: 0.2, 2: 0.2, 7: 0.2}
 
 
 def test_runs_that_are_not_matched_are_refused_by_the_settings_name(make):
@@ -166,6 +165,22 @@ def test_the_picture_has_each_arms_values_under_its_name(make, tmp_path, monkeyp
     plt.close("all")
 
 
+def test_the_picture_names_what_each_panel_shows(make, tmp_path, monkeypatch):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    run, number = make("augmented", 0, 0.5), {"accuracy": 0.4, "untrained": 0.2, "chance": 0.05}
+    share = {"factors of scenes": {"factors": {"rotation": {"share": 0.6, "untrained": 0.8, "inside": False}}}}
+    evaluate.write_json(run / "result.json", {"linear": {"held": number, "scenes-held-out": number}, "invariance": share})
+    several = [make("augmented", 0, 0.5, method=method, data=data) for method in ("simclr", "moco") for data in ("scenes", "photos")]
+    for runs, titles, under in (([run], ["linear probe: scenes-held-out", "linear probe: held"], ["simclr"]),
+                                (several, ["simclr, linear probe: held", "moco, linear probe: held"], ["scenes", "photos"])):
+        evaluate.draw_comparison(evaluate.compare(runs), tmp_path / "c.png")
+        assert [axis.get_title() for axis in plt.gcf().axes] == titles
+        assert all([label.get_text() for label in axis.get_xticklabels()] == under for axis in plt.gcf().axes)
+    monkeypatch.undo()
+    plt.close("all")
+
+
 def test_the_numbers_of_a_result():
     results = {"knn": {"d": {"accuracy": 0.3, "untrained": 0.2, "chance": 0.1}}, "detect": {"v, seed 0": {"ap": 0.3, "ap50": 0.6}, "v, seed 1": {"ap": 0.5, "ap50": 0.8}},
                "invariance": {"factors of scenes": {"factors": {"rotation": {"share": 0.6, "untrained": 0.8, "inside": False}}}}}
@@ -175,13 +190,6 @@ def test_the_numbers_of_a_result():
     assert name == "detect AP50 v, c4, init run" and (numbers["value"], numbers["untrained"]) == pytest.approx((0.4, 0.2))
     assert {k: v["value"] for k, v in found.items()} == pytest.approx({"knn d": 0.3, "detect AP50 v": 0.7, "detect AP v": 0.4,
                                                                   "share of rotation factors of scenes": 0.6})
-
-
-def test_differences_are_those_of_equal_seeds(make):
-    values = {"augmented": {2: 0.1, 0: 0.5, 1: 0.3}, "semantic": {3: 0.9, 0: 0.6, 1: 0.5, 2: 0.4}}
-    (row,) = evaluate.compare([make(arm, seed, value) for arm, of in values.items() for seed, value in of.items()])
-    half = 4.30265 * 0.1 / math.sqrt(3)
-    assert row["seeds"] == [0, 1, 2] and row["difference"] == pytest.approx((0.2, 0.2 - half, 0.2 + half), rel=1e-4)
 
 
 def test_seeds_of_one_arm_only_are_told(make, tmp_path):

@@ -52,6 +52,12 @@ def test_a_class_without_true_boxes_is_left_out():
     assert np.isnan(evaluate.coco_average_precision(truth, found, 2)).all() and np.isnan(evaluate.voc_detection_ap(truth, found, 2)).all()
 
 
+def test_the_hundred_most_certain_of_an_image_count():
+    for wrong, ap in ((99, 1 / 100), (100, 0)):
+        found = found_of(boxes(*[FAR] * wrong, A), [0.9] * wrong + [0.1])
+        assert evaluate.coco_average_precision([truth_of(boxes(A))], [found], 1)[0, 0] == pytest.approx(ap)
+
+
 def test_thresholds_count_the_overlap():
     iou = 8 / 12  # boxes of 10 x 10, shifted by 2
     truth, found = [truth_of(boxes(A))], [found_of(boxes((2, 0, 12, 10)), [0.9])]
@@ -171,6 +177,9 @@ def test_anchors_scale_with_the_size_of_test_images(name, kind):
         model = evaluate.build_detector(evaluate.build_backbone(name, 32)[0], 2, kind, size)
         sizes = [a for level in model.rpn.anchor_generator.sizes for a in level]
         assert sizes == pytest.approx([smallest * 2**k for k in range(5)])
+    assert set(model.rpn.anchor_generator.aspect_ratios) == {(0.5, 1.0, 2.0)} and model.roi_heads.fg_bg_sampler.batch_size_per_image == 512
+    assert model.rpn._pre_nms_top_n == {"training": 2000, "testing": 1000} and model.rpn._post_nms_top_n == {"training": 1024, "testing": 512}
+    assert model.roi_heads.box_roi_pool.sampling_ratio == 2
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnet"])

@@ -201,6 +201,8 @@ def test_knn_equals_loops(width, temperature):
         votes = [sum(math.exp(v / temperature) for v, c in s if c == label) for label in range(4)]
         hits += votes.index(max(votes)) == y
     assert evaluate.knn(train_x, train_y, test_x, test_y, k=7, temperature=temperature) == hits / 20
+    many = test_x.repeat(60, 1), test_y.repeat(60)  # more than are compared at a time
+    assert evaluate.knn(train_x, train_y, *many, k=7, temperature=temperature) == hits / 20
 
 
 def test_logistic_regression_is_at_the_minimum_of_its_objective():
@@ -359,7 +361,12 @@ def test_a_backbone_that_diverged_is_told_and_a_learning_rate_that_diverges_is_n
         evaluate.features(broken, labelled(4, 0).images)
     monkeypatch.setattr(evaluate, "fit_all_layers", lambda backbone, train, rows, lr, *_: nn.Sequential(broken if lr == 0.1 else backbone, nn.Linear(width, 2)))
     found = evaluate.fine_tune(backbone, labelled(40, 0), labelled(20, 1), lrs=[0.1, 0.01])
-    assert found["lr"] == 0.01 and found["validation"][0.1] == 0
+    assert found["lr"] == 0.01 and found["validation"][0.1] == -1
+    always_wrong = nn.Sequential(backbone, nn.Linear(width, 3))  # it names class 2, of no image
+    with torch.no_grad():
+        always_wrong[1].weight.zero_(), always_wrong[1].bias.copy_(torch.tensor([0.0, 0.0, 1.0]))
+    monkeypatch.setattr(evaluate, "fit_all_layers", lambda backbone, train, rows, lr, *_: broken if lr == 0.1 else always_wrong)
+    assert evaluate.fine_tune(backbone, labelled(40, 0), labelled(20, 1), lrs=[0.1, 0.01])["lr"] == 0.01
 
 
 def test_chance_is_that_of_the_metric_each_head_has():
@@ -593,11 +600,21 @@ def test_features_are_computed_in_float32(monkeypatch):
 def test_transformations_have_the_strengths_that_they_say(monkeypatch):
     images = torch.randint(0, 256, (20, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     patch = evaluate.transform_images(images, "patch", pairs.Augmentation(), pairs.stream(0))
-    assert ((patch != images).any(1).flatten(1).sum(1) == 64).all()
+    changed = (patch != images).any(1)
+    assert (changed.flatten(1).sum(1) == 64).all() and len(changed.unique(dim=0)) > 10  # each in a place of its own
     asked, uniform = [], pairs.uniform
     monkeypatch.setattr(pairs, "uniform", lambda *given: asked.append(given[:2]) or uniform(*given))
     evaluate.transform_images(images, "rotation", pairs.Augmentation(), pairs.stream(0))
     assert asked[-1] == (-math.pi / 6, math.pi / 6)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
+def test_fine_tuning_computes_in_the_precision_that_its_result_names(kind, monkeypatch):
+    monkeypatch.setattr(evaluate, "usual_precision", lambda device: str(kind).removeprefix("torch."))
+    seen, network = [], nn.Sequential(nn.Flatten(), nn.Linear(768, 4))
+    network[1].register_forward_hook(lambda module, x, y: seen.append(y.dtype))
+    evaluate.fit_all_layers(network, labelled(8, 0), torch.arange(8), 0.1, 2, 4, 0)
+    assert seen == [torch.float32, kind, kind]  # the first pass tells the width of the features
 
 
 def test_fine_tuning_chooses_and_scores_in_the_metric_of_the_set(monkeypatch):
@@ -750,6 +767,7 @@ def test_a_run_folder_is_named_by_what_the_study_varies(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = lambda **options: make_run(tmp_path, out=None, **options).folder.as_posix()
     assert name(seed=3) == "runs/simclr-augmented-scenes-seed3"
+    assert name(data=str(tmp_path / "photos")) == "runs/simclr-augmented-photos-seed0"
     assert name(pairs="semantic", semantic_share=0.5, false_pairs=0.2) == "runs/simclr-semantic-share0.5-false0.2-scenes-seed0"
     assert name(pairs="semantic", without="crop,flip") == "runs/simclr-semantic-without-crop-flip-scenes-seed0"
     for file in ("l.csv", "m"):  # a list's name need not end in .csv
@@ -1009,7 +1027,7 @@ def test_every_replaced_result_is_kept_and_the_same_of_other_code_replaces_none(
     assert "replaces" not in capsys.readouterr().out
 
 
-def test_a_line_of_the_log_by_hand(tmp_path, monkeypatch):
+def test_a_line_of_the_log_by_hand(tmp_path, monkeypatch, capsys):
     run, z = make_run(tmp_path), torch.randn(64, 8)
     run.printed = run.began = 1000.0
     monkeypatch.setattr(evaluate.time, "time", lambda: 1001.0)
@@ -1017,6 +1035,7 @@ def test_a_line_of_the_log_by_hand(tmp_path, monkeypatch):
     line, = map(json.loads, open(run.folder / "log.jsonl"))
     assert (line["embedding_std"], line["effective_rank"]) == evaluate.collapse_signals(z)
     assert line["images_per_second"] == 2 * 4 * 2 and line["lr"] == 0.2 and line["seconds"] == 1
+    assert "  0:01 left" in capsys.readouterr().out  # two steps of four took a second
     monkeypatch.setattr(evaluate.time, "time", lambda: 1003.0)  # two seconds later a line, also within an epoch
     run.log(1, torch.tensor(1.0), 0.1, z)
     written = lambda: [json.loads(line)["step"] for line in open(run.folder / "log.jsonl")]
@@ -1151,13 +1170,26 @@ def test_weights_of_torchvisions_format_are_taken_and_misfits_listed(tmp_path):
         evaluate.adopt(tmp_path / "r2.pth", "resnet18", 96, out=tmp_path / "run")
 
 
+def test_googlenet_is_built_without_auxiliary_classifiers_and_takes_weights_that_have_them(tmp_path):
+    import torchvision
+
+    theirs, x = torchvision.models.googlenet(init_weights=False, transform_input=True), torch.randn(2, 3, 32, 32)
+    torch.save(theirs.state_dict(), tmp_path / "g.pth")
+    ours, width = evaluate.build_backbone("googlenet", 32)
+    evaluate.load_weights(ours, tmp_path / "g.pth")
+    theirs.fc = nn.Identity()
+    assert width == 1024 and torch.equal(ours.eval()(x), theirs.eval()(x)) and torch.is_tensor(ours.train()(x))
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
-def test_weights_may_be_evaluated_twice_at_the_same_time(tmp_path):
+def test_weights_may_be_evaluated_twice_at_the_same_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     torch.save(evaluate.ConvNet().state_dict(), tmp_path / "c.pt")
     (tmp_path / "begun").mkdir()
     for name in ("result.json.lock", "config.json.part"):  # the other has come no further
         (tmp_path / "begun" / name).touch()
     evaluate.adopt(tmp_path / "c.pt", "convnet", 16, out=tmp_path / "begun")
+    assert evaluate.adopt(tmp_path / "c.pt", "convnet", 16).as_posix() == "runs/convnet-c"
     with ThreadPoolExecutor(4) as threads:
         folders = list(threads.map(lambda _: evaluate.adopt(tmp_path / "c.pt", "convnet", 16, out=tmp_path / "run"), range(12)))
     assert folders == [tmp_path / "run"] * 12
@@ -1251,6 +1283,30 @@ def test_a_file_of_weights_is_no_checkpoint(tmp_path):
     (run.folder / "checkpoint.pt").write_bytes((run.folder / "backbone.pt").read_bytes())
     with pytest.raises(UserError, match="checkpoint.pt is damaged"):
         make_run(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied", "c"), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_a_file_that_there_is_no_right_or_room_to_read_is_not_called_damaged(error, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise error
+
+    run = make_run(tmp_path)
+    monkeypatch.setattr(torch, "load", refuse)
+    for call in (lambda: make_run(tmp_path, resume=True), lambda: evaluate.load_weights(nn.Identity(), run.folder / "backbone.pt")):
+        with pytest.raises(type(error)) as raised:
+            call()
+        assert raised.value is error
+
+
+def test_only_the_first_process_holds_and_rewrites_a_run_that_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(pairs, "rank_and_world", lambda: (0, 2))
+    run = make_run(tmp_path)
+    run.save(2)
+    (run.folder / "log.jsonl").write_text('{"step": 99}\n')  # which the first process cuts off
+    kept = {p.name: p.read_bytes() for p in run.folder.iterdir()}
+    monkeypatch.setattr(pairs, "rank_and_world", lambda: (1, 2))
+    assert not hasattr(make_run(tmp_path, resume=True), "held")
+    assert kept == {p.name: p.read_bytes() for p in run.folder.iterdir()}
 
 
 def test_another_method_is_named_first_when_a_run_would_go_on(tmp_path):

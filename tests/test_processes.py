@@ -189,3 +189,6 @@ def test_each_process_takes_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
     evaluate.join("cuda", 64)
     assert taken == [1, "nccl"]
+    monkeypatch.delenv("WORLD_SIZE")
+    evaluate.join("cuda:1", 64)  # one process, which names its GPU
+    assert taken[2:] == [torch.device("cuda:1")]

@@ -265,6 +265,7 @@ def test_any_weights_of_torchvisions_format_are_judged_by_the_same_heads(photos,
     (["knn", "RUN", "--backbone-file", "x.pth"], "--backbone-file goes with --backbone NAME"),
     (["knn", "--backbone-file", "x.pth", "--backbone", "resnet18", "--data", "nowhere"], "x.pth: no such file"),
     (["knn", "--backbone-file", "x.pth", "--backbone", "resnet18"], "name the images to evaluate the backbone on with --data"),
+    (["knn", "--backbone-file", "x.pth", "--backbone", "resnet18", "--data", "EMPTY", "--out", "EMPTY"], "would lie in --data"),
     (["knn", "RUN", "--backbone", "resnet18"], "go with --backbone-file"),
     (["finetune", "RUN", "--batch-size", "1"], "--batch-size 1"),
     (["finetune", "RUN", "--fraction", "0"], "--fraction: 0 is not above 0, and at most 1"),
@@ -307,7 +308,8 @@ def test_options_of_evaluations_arrive(tmp_path, monkeypatch):
 
     monkeypatch.setattr(evaluate, "adopt", adopt)
     elsewhere = ["--backbone-file", "x.pth", "--backbone", "resnet50", "--data", "d", "--device", "cpu"]
-    assert "('x.pth', 'resnet50', None)" in call_here("evaluate.py", "knn", *elsewhere)[2]
+    for size in None, 96:
+        assert f"('x.pth', 'resnet50', {size})" in call_here("evaluate.py", "knn", *elsewhere, *["--image-size", "96"] * bool(size))[2]
 
 
 def test_printed_numbers_stand_under_their_names(tmp_path, monkeypatch):
@@ -316,12 +318,17 @@ def test_printed_numbers_stand_under_their_names(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "invariance_run", lambda *_: {"factors of scenes": {"factors": {"position": share}}})
     head, row, *_ = (line.split() for line in printed("evaluate.py", "invariance", tmp_path, "--device", "cpu").splitlines()[1:])
     assert head == ["inside", "untrained", "this", "run"] and row == ["position", "yes", "0.700", "0.300"]
+    assert (tmp_path / "invariance.png").exists()
+    printed("evaluate.py", "invariance", tmp_path, "--device", "cpu", "--picture", tmp_path / "new" / "shares.pdf")
+    assert (tmp_path / "new" / "shares.pdf").exists()
     for share["inside"], said in (False, "no"), (None, "?"):
         assert f"position{said:>14}" in printed("evaluate.py", "invariance", tmp_path, "--device", "cpu")
     numbers, asked = dict(zip(("ap", "ap50", "ap75", "voc07_ap", "voc07_ap50", "voc07_ap75"), (0.1, 0.2, 0.3, 0.4, 0.5, 0.6))), []
     monkeypatch.setattr(evaluate, "detect_run", lambda *given: asked.append(given) or ("name", numbers))
-    said = printed("evaluate.py", "detect", tmp_path, "--data", "scenes", "--device", "cpu", "--seed", "5")
-    assert "AP 0.100  AP50 0.200  AP75 0.300  (COCO)  AP 0.400  AP50 0.500  AP75 0.600  (VOC2007" in said and asked[0][-1] == 5
+    said = printed("evaluate.py", "detect", tmp_path, "--data", "scenes", "--device", "cpu", "--seed", "5", "--init", "random", "--detector", "fpn",
+                   "--size", "96", "128", "--steps", "7", "--batch-size", "3", "--lr", "0.5", "--rois", "9", "--roi-size", "4")
+    assert "AP 0.100  AP50 0.200  AP75 0.300  (COCO)  AP 0.400  AP50 0.500  AP75 0.600  (VOC2007" in said
+    assert asked[0][3:] == ("random", "fpn", [96, 128], 7, 3, 0.5, 9, 4, 5)
 
 
 @pytest.mark.parametrize("arguments, said", [
@@ -407,6 +414,15 @@ def test_what_the_machine_lacks_is_one_line_and_other_errors_keep_their_tracebac
     for bug in (OSError(5, "Input/output error", "x"), RuntimeError("bug")):
         with pytest.raises(type(bug)):
             pairs.run_cli(lambda: main(bug))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="other pipes there")
+def test_output_that_nothing_reads_any_more_is_no_error():
+    code = "import sys, pairs; sys.stdin.read(); pairs.run_cli(lambda: print('a table'))"  # what is short is written when the program ends
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=buffered, stdin=-1, stdout=-1, stderr=-1) as child:
+        child.stdout.close(), child.stdin.close()
+        assert (child.stderr.read(), child.wait()) == (b"", 1)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a limit on the size of files stands for a full disk")
