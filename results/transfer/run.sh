@@ -7,7 +7,7 @@
 # anchor's class among the negatives, 6 runs: two hours and a half in float32; then MoCo at two temperatures, 6 runs: two hours in
 # float32; then SimCLR at another temperature, 6 runs: three hours in float32; then SimCLR with stronger colour jitter, 10 runs:
 # two hours in bf16; then MoCo's semantic arm at its default temperature, 3 runs, an hour, and BYOL, SimCLR and MoCo for 180 epochs,
-# 11 runs: six hours in bf16.
+# 14 runs: eight hours in bf16.
 # From the repository's root, with the two folders of class folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 # SimCLR's runs here come from commit a3cbafd (output.txt), the others' from a later one (output-others.txt, with the trials of moco-recipe.txt).
@@ -194,8 +194,9 @@ judge $sharper runs/epochs60-sharper/*
 # SimCLR and MoCo were planned, one seed of both arms each too, in this order, to be kept whatever they show: commit 26d592a, 64 and
 # 51 minutes a pair with their evaluations.
 # SimCLR's seeds 1 and 2, both arms, were planned when all of the above and below was known, to be kept whatever they show: commit
-# e362777. Seed 1 took 74 minutes, beside other work; seed 2 was stopped after its first minute, for want of time, and is to be made.
-longer '^((byol|simclr|moco).* --seed 0|simclr.* --seed 1) ' | xargs -P 2 -L 1 "$python" > runs-output.txt
+# e362777. Seed 1 took 74 minutes, beside other work; seed 2, of commit 03af811, 64 minutes, also beside other work (a first try was stopped
+# after a minute, for want of time).
+longer '^((byol|simclr|moco).* --seed 0|simclr.* --seed [12]) ' | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $longer runs/epochs180/*
 
 # MoCo's augmented arm for as long at the temperature that suits it: is its semantic arm, seed 0 of the above, still ahead? Two seeds were
