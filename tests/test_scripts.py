@@ -477,6 +477,7 @@ def test_help_names_every_option_with_its_default():
                 continue
             if action.dest in recipes["scenes"]:
                 shown = f"{recipes['scenes'][action.dest]} on scenes, {recipes['photographs'][action.dest]} on photographs"
+                shown = re.sub(r"\[(.*?)\]", lambda values: values[1].replace(",", ""), shown)  # several numbers, as they are given
             elif action.dest == "blur":
                 shown = "{:g} {:g}; 0 0 below 64 px".format(*(parser.get_default("usual_blur") or [0.5, 0.5]))
             elif action.dest == "data":
