@@ -138,13 +138,13 @@ class BYOL(nn.Module):
 # --------------------------------------------------------------------------------------------- LOSS
 
 
-def regression_loss(p, t):
-    """Squared distance of the unit vectors, 2 - 2 cos(p, t), the mean over the batch (BYOL, Eq. 2).
+def regression_loss(p, z):
+    """Squared distance of the unit vectors, 2 - 2 cos(p, z), the mean over the batch (BYOL, Eq. 2).
 
-    p, t: (N, d), of any norm: predictions, and the target network's projections, which are constants: no gradient goes to them.
+    p, z: (N, d), of any norm: predictions, and the target network's projections, which are constants: no gradient goes to them.
     Between 0 and 4; the log has the sum of both directions.
     """
-    return (2 - 2 * F.cosine_similarity(p, t.detach(), dim=1)).mean()
+    return (2 - 2 * F.cosine_similarity(p, z.detach(), dim=1)).mean()
 
 
 # ---------------------------------------------------------------------------------------- SCHEDULES
