@@ -1171,10 +1171,8 @@ def load_tensors(file):
     what pairs.run_cli has words for."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, IsADirectoryError, PermissionError, MemoryError):
-        raise
     except Exception as error:  # torch.load raises whatever the bytes lead it to
-        if "can't allocate memory" in str(error):
+        if isinstance(error, (FileNotFoundError, IsADirectoryError, PermissionError)) or pairs.out_of_memory(error):
             raise
         raise ValueError(f"{file} is not a file that torch.save wrote") from None
 

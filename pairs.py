@@ -138,13 +138,13 @@ class Pairs:
         """Image indices (anchor (M,), partner (M,)) of one epoch: a function of seed and epoch alone."""
         stream_of = lambda name: stream(name, self.seed, epoch)
         order = torch.randperm(len(self), generator=stream_of("order"))
-        anchor = order if self.rows is None else self.rows[order, 0]
+        anchors = torch.arange(len(self)) if self.rows is None else self.rows[:, 0]
+        anchor = anchors[order]
         if self.kind == "augmented":
             return anchor, anchor
         partner = self.rows[order, 1] if self.kind == "list" else semantic_partners(self.pool.labels, stream_of("partner"))[anchor]
         if self.false_pairs:
             wrong = torch.rand(len(anchor), generator=stream_of("which are false")) < self.false_pairs
-            anchors = slice(None) if self.rows is None else self.rows[:, 0]
             partner = torch.where(wrong, false_partners(self.pool.labels, stream_of("false partner"), anchors)[order], partner)
         if self.semantic_share < 1:
             semantic = torch.rand(len(anchor), generator=stream_of("which are semantic")) < self.semantic_share
@@ -193,8 +193,8 @@ def semantic_partners(labels, generator):
     """For each image (N,) another one of its class, uniform over the n_c - 1 others.
 
     Write the images sorted by class, in a row: a draw among the first n_c - 1 of the class's n_c places, plus one if it is at or
-    after the anchor's place, hits every other place equally often and the anchor never. No rejection sampling. Labels and generator are on
-    the CPU. Raises ValueError for a class with one image.
+    after the anchor's place, hits every other place equally often and the anchor never. No rejection sampling. Labels and
+    generator are on the CPU. Raises ValueError for a class with one image.
     """
     by_class, n_c, start = sorted_by_class(labels)
     if (n_c == 1).any():
@@ -1196,8 +1196,9 @@ def decode(items, image_size, what, skip_bad=False):
 def fit(image, size):
     """An RGB image scaled so that its short side is `size`, and centre-cropped: uint8 (3, size, size), numpy. Crops are taken
     from that square (the papers': from the whole picture), so that an array holds all images."""
-    square = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+    if image.size != (size, size):  # else it would be copied for nothing, which shows at 32 px
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
 def cached(paths, first, image_size, what, skip_bad=False, cache=None):
@@ -1511,7 +1512,7 @@ def run_cli(main):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal has no sign for
     try:
         main()
-        sys.stdout.flush()  # here, so that what reads the output may have ended
+        sys.stdout.flush()  # here, where it is no bug if what reads the output has ended
         return
     except UserError as error:
         mistake = error
@@ -1530,7 +1531,7 @@ def run_cli(main):
         else:
             raise
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        if out_of_memory(error):
             mistake = "out of memory: try a smaller batch, smaller images or smaller layers; what is written is kept"
         elif any(sign in str(error) for sign in ("InvalidCxxCompiler", "Failed to find C compiler", "Python.h", "CalledProcessError")):
             mistake = ("--compile needs a C++ compiler and the headers of Python, and torch does not find both: install them (g++, python3-dev), "
@@ -1542,6 +1543,11 @@ def run_cli(main):
         sys.exit(130)
     print(f"{Path(sys.argv[0]).name}: error: {mistake}", file=sys.stderr)
     sys.exit(2)
+
+
+def out_of_memory(error):
+    """Whether an exception says that the computer's memory does not suffice; torch's own is a RuntimeError."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 class Parser(argparse.ArgumentParser):

@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+import torchvision
 from PIL import Image
 
 import evaluate
@@ -39,8 +40,6 @@ def test_the_cifar_stem_begins_as_torchvisions_convolutions():
 
 
 def test_resnet_has_torchvisions_keys_and_the_stem_of_its_image_size():
-    import torchvision
-
     theirs = torchvision.models.resnet18().state_dict()
     for size, kernel, side in ((32, 3, 32), (64, 3, 64), (65, 7, 33), (96, 7, 48)):
         backbone, width = evaluate.build_backbone("resnet18", size)
@@ -1125,8 +1124,6 @@ def test_weights_in_a_run_folder_are_judged_at_the_size_that_they_were_trained_w
 
 
 def test_weights_of_torchvisions_format_are_taken_and_misfits_listed(tmp_path):
-    import torchvision
-
     theirs = torchvision.models.resnet18(num_classes=7)
     torch.save(theirs.state_dict(), tmp_path / "r.pth")
     folder = evaluate.adopt(tmp_path / "r.pth", "resnet18", 96, out=tmp_path / "run")
@@ -1171,8 +1168,6 @@ def test_weights_of_torchvisions_format_are_taken_and_misfits_listed(tmp_path):
 
 
 def test_googlenet_is_built_without_auxiliary_classifiers_and_takes_weights_that_have_them(tmp_path):
-    import torchvision
-
     theirs, x = torchvision.models.googlenet(init_weights=False, transform_input=True), torch.randn(2, 3, 32, 32)
     torch.save(theirs.state_dict(), tmp_path / "g.pth")
     ours, width = evaluate.build_backbone("googlenet", 32)
