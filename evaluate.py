@@ -902,6 +902,8 @@ def parallel(model, compile=False, sync_batchnorm=True):
             part.forward = torch.compile(part.forward, dynamic=False, mode=compile)
     if not dist.is_initialized():
         return model
+    if rank := dist.get_rank():
+        torch.manual_seed(torch.initial_seed() + rank)  # the dropout of a backbone that has some draws its own numbers in each process
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of the argument's newer name, which older torch does not know
         # buffers stay each process's own: sent before every forward, they would change between a step's two, and under autograd
@@ -1743,6 +1745,8 @@ def parse_args(argv=None):
 
 def main():
     args = parse_args()
+    if dist.is_torchelastic_launched():
+        raise UserError("evaluate.py works in one process: start it with python, not with torchrun")
     if args.command == "compare":
         if not args.run:
             raise UserError("name runs before --by and --measure, which take all names after them")

@@ -22,7 +22,8 @@ separate parts of the batch; the images of the keys are shuffled before that, an
 
 Deviations from the papers and facebookresearch/moco
   1. The learning rate falls along a cosine by step, not by epoch. Crops are taken from a centre square of
-     --image-size (paper: from the whole picture).
+     --image-size (paper: from the whole picture). Blur's kernel is SimCLR's, at most a tenth of the side wide, and the
+     image is mirrored at its border (official: Pillow's, which is not cut off, and repeats the edge).
   2. On photographs: batch 512, weight decay 5e-4, queue 4096, EMA decay 0.99, temperature 0.1, crops of at least
      0.08 of the area, no blur below 64 px, as in the authors' CIFAR-10 demo, whose head, unlike this one, is a single
      layer, and whose input is normalised with CIFAR's mean and standard deviation.

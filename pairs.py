@@ -1516,9 +1516,6 @@ def run_cli(main):
         return
     except UserError as error:
         mistake = error
-    except torch.OutOfMemoryError as error:
-        mistake = (f"out of GPU memory ({str(error).splitlines()[0]}): try a smaller batch, smaller images, another --device, or evaluate "
-                   "later, on the CPU; what is written is kept")
     except BrokenPipeError:  # what reads the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again at its end
         sys.exit(1)
@@ -1531,7 +1528,10 @@ def run_cli(main):
         else:
             raise
     except (RuntimeError, MemoryError) as error:
-        if out_of_memory(error):
+        if out_of_memory(error) and "CU" in str(error):  # of CUDA, cuDNN or cuBLAS
+            mistake = (f"out of GPU memory ({str(error).splitlines()[0]}): try a smaller batch, smaller images, another --device, or evaluate "
+                       "later, on the CPU; what is written is kept")
+        elif out_of_memory(error):
             mistake = "out of memory: try a smaller batch, smaller images or smaller layers; what is written is kept"
         elif any(sign in str(error) for sign in ("InvalidCxxCompiler", "Failed to find C compiler", "Python.h", "CalledProcessError")):
             mistake = ("--compile needs a C++ compiler and the headers of Python, and torch does not find both: install them (g++, python3-dev), "
@@ -1546,8 +1546,9 @@ def run_cli(main):
 
 
 def out_of_memory(error):
-    """Whether an exception says that the computer's memory does not suffice; torch's own is a RuntimeError."""
-    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    """Whether an exception says that memory does not suffice, the computer's or a GPU's; torch's are RuntimeErrors."""
+    said = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in said)
 
 
 class Parser(argparse.ArgumentParser):

@@ -69,6 +69,11 @@ def worker(rank, folder, methods):
     z = torch.full((2, 3), float(rank))
     assert evaluate.gather(z).tolist() == [[0.0] * 3] * 2 + [[1.0] * 3] * 2
     assert evaluate.same_on_all(torch.tensor([rank + 7])).item() == 7
+    layer = torch.nn.Linear(1, 1)
+    torch.manual_seed(5)
+    evaluate.parallel(layer)
+    first, second = evaluate.gather(torch.rand(1))  # as dropout draws them
+    assert first != second and first == torch.rand(1, generator=torch.Generator().manual_seed(5))
     for call, message in ((lambda: None, None), (refuse, "no")):
         try:
             evaluate.on_first(call)
@@ -142,6 +147,7 @@ def test_on_gpus_batchnorm_sees_all_processes_but_moco_keeps_its_parts(method, m
     module, model = build(method)
     layers = {name: type(m) for name, m in model.named_modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
     monkeypatch.setattr(torch.nn.Parameter, "is_cuda", True, raising=False)
     monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", wrap)
     source = pairs.Pairs(pairs.ImageSet("", torch.zeros(BATCH, 1), torch.zeros(BATCH), []), "augmented", 0)

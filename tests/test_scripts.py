@@ -395,6 +395,8 @@ def test_moco_refuses_a_queue_and_parts_that_the_batch_does_not_fit(options, sai
 
 @pytest.mark.parametrize("error, said", [
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"), "out of GPU memory (CUDA out of memory. Tried to allocate 2.00 GiB.): try a smaller batch"),
+    (RuntimeError("CUDA error: out of memory\nmore"), "out of GPU memory (CUDA error: out of memory): try a smaller batch"),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "out of GPU memory (CUDA error: CUBLAS_STATUS_ALLOC_FAILED"),
     (OSError(28, "No space left on device"), "the disk, or what you may use of it, is full; make room"),
     (OSError(27, "File too large"), "the disk, or what you may use of it, is full; make room"),
     (OSError(30, "Read-only file system", "runs"), "runs: read-only file system; name another"),
@@ -414,6 +416,11 @@ def test_what_the_machine_lacks_is_one_line_and_other_errors_keep_their_tracebac
     for bug in (OSError(5, "Input/output error", "x"), RuntimeError("bug")):
         with pytest.raises(type(bug)):
             pairs.run_cli(lambda: main(bug))
+
+
+def test_evaluate_is_one_process(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # as torchrun does
+    assert call_here("evaluate.py", "knn", "run") == (2, "", "evaluate.py: error: evaluate.py works in one process: start it with python, not with torchrun\n")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="other pipes there")
