@@ -1506,7 +1506,7 @@ def detection_scenes(split, n, image_size=128, seed=0, categories=5):
 
 
 def run_cli(main):
-    """Calls `main()`; a UserError, a full disk, a path that cannot be written to or too little GPU memory becomes one line on
+    """Calls `main()`; a UserError, a full disk, a path that cannot be written to or too little memory becomes one line on
     stderr and exit status 2, Ctrl-C exit status 130; a bug keeps its traceback."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal has no sign for
