@@ -892,7 +892,7 @@ def parallel(model, compile=False, sync_batchnorm=True):
     """The model as the training loop calls it: its parts compiled if `compile`, a mode of torch.compile, is given and, among
     several processes, in DistributedDataParallel, which averages gradients; BatchNorm takes its statistics over all processes
     (torch has that on GPUs only, and there its SyncBatchNorm makes the host wait in every layer, and interrupts what torch.compile
-    joins)."""
+    joins). Each process but the first seeds torch anew, by its rank."""
     if dist.is_initialized() and sync_batchnorm and next(model.parameters()).is_cuda:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # replaces the layers inside, keeps their parameters
     if compile:
@@ -903,7 +903,7 @@ def parallel(model, compile=False, sync_batchnorm=True):
     if not dist.is_initialized():
         return model
     if rank := dist.get_rank():
-        torch.manual_seed(torch.initial_seed() + rank)  # the dropout of a backbone that has some draws its own numbers in each process
+        torch.manual_seed(torch.initial_seed() + rank)  # a backbone's dropout should differ between processes
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of the argument's newer name, which older torch does not know
         # buffers stay each process's own: sent before every forward, they would change between a step's two, and under autograd

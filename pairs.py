@@ -1528,11 +1528,11 @@ def run_cli(main):
         else:
             raise
     except (RuntimeError, MemoryError) as error:
-        if out_of_memory(error) and "CU" in str(error):  # of CUDA, cuDNN or cuBLAS
+        if out_of_memory(error):
+            of_gpu = isinstance(error, torch.OutOfMemoryError) or "CU" in str(error)  # of CUDA, cuDNN or cuBLAS
             mistake = (f"out of GPU memory ({str(error).splitlines()[0]}): try a smaller batch, smaller images, another --device, or evaluate "
-                       "later, on the CPU; what is written is kept")
-        elif out_of_memory(error):
-            mistake = "out of memory: try a smaller batch, smaller images or smaller layers; what is written is kept"
+                       "later, on the CPU; what is written is kept" if of_gpu else
+                       "out of memory: try a smaller batch, smaller images or smaller layers; what is written is kept")
         elif any(sign in str(error) for sign in ("InvalidCxxCompiler", "Failed to find C compiler", "Python.h", "CalledProcessError")):
             mistake = ("--compile needs a C++ compiler and the headers of Python, and torch does not find both: install them (g++, python3-dev), "
                        "or go on without --compile, with --resume if the run's folder is there")

@@ -395,6 +395,7 @@ def test_moco_refuses_a_queue_and_parts_that_the_batch_does_not_fit(options, sai
 
 @pytest.mark.parametrize("error, said", [
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"), "out of GPU memory (CUDA out of memory. Tried to allocate 2.00 GiB.): try a smaller batch"),
+    (torch.OutOfMemoryError("HIP out of memory."), "out of GPU memory (HIP out of memory.): try"),
     (RuntimeError("CUDA error: out of memory\nmore"), "out of GPU memory (CUDA error: out of memory): try a smaller batch"),
     (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "out of GPU memory (CUDA error: CUBLAS_STATUS_ALLOC_FAILED"),
     (OSError(28, "No space left on device"), "the disk, or what you may use of it, is full; make room"),
