@@ -6,8 +6,8 @@
 # architecture, 6 runs, about an hour and a half a pair in float32; then fine-tuning, 10 runs: five hours; then without the
 # anchor's class among the negatives, 6 runs: two hours and a half in float32; then MoCo at two temperatures, 6 runs: two hours in
 # float32; then SimCLR at another temperature, 6 runs: three hours in float32; then SimCLR with stronger colour jitter, 10 runs:
-# two hours in bf16; then MoCo's semantic arm at its default temperature, 3 runs, an hour, and BYOL, SimCLR and MoCo for 180 epochs,
-# 16 runs: nine and a half hours in bf16.
+# two hours in bf16; then MoCo's semantic arm at its default temperature, 3 runs, an hour, and all four methods for 180 epochs,
+# 18 runs: eleven hours in bf16.
 # From the repository's root, with the two folders of class folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 # SimCLR's runs here come from commit a3cbafd (output.txt), the others' from a later one (output-others.txt, with the trials of moco-recipe.txt).
@@ -197,8 +197,9 @@ judge $sharper runs/epochs60-sharper/*
 # minutes; then seeds 1 and 2 of SimCLR, both arms, to be kept too: commit e362777, seed 1 took 74 minutes, seed 2, of commit 03af811,
 # 64 (a first try was stopped after a minute, for want of time); when SimCLR's seed 1 was known, seed 1 of MoCo's augmented arm, planned
 # as one run, to be kept too, commit 95422de, 44 minutes. When these were known: seed 1 of BYOL, both arms, to be kept too,
-# commit 4328314, 88 minutes. All of these beside other work.
-longer '^((byol|simclr|moco).* --seed [01]|simclr.* --seed 2) ' | xargs -P 2 -L 1 "$python" > runs-output.txt
+# commit 4328314, 88 minutes. When these were known: SimSiam, one seed of both arms, planned as one, to be kept too. All of these beside
+# other work.
+longer '^((byol|simclr|moco).* --seed [01]|simclr.* --seed 2|simsiam.* --seed 0) ' | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $longer runs/epochs180/*
 
 # MoCo's augmented arm for as long at the temperature that suits it: is its semantic arm, seed 0 of the above, still ahead? Two seeds were
@@ -217,7 +218,7 @@ compare $negatives $tune/simclr-*-seed[0-2] $negatives/simclr-*-seed[0-2] "${bot
 compare $temperature $temperature/moco-*-seed[0-2] --by temperature
 compare $cooler $tune/simclr-*-seed[0-2] $cooler/simclr-*-seed[0-2] --by temperature "${both[@]}"
 compare $jitter $long/simclr-*-seed[0-4] $jitter/simclr-*-seed[0-4] --by jitter "${both[@]}"
-compare $longer $longer/{byol,simclr,moco}-*
+compare $longer $longer/{byol,simclr,moco,simsiam}-*
 compare $baseline $longer/moco-* $baseline/moco-* --by temperature
 "$python" results/transfer/differences.py negatives > $negatives/summary.txt
 "$python" results/transfer/differences.py temperature > $temperature/summary.txt
