@@ -10,11 +10,12 @@
     t        projections (N, d) of the target network, a constant to the loss
     p        predictions (N, d), from z, of the other view's t
 
-What changes relative to simsiam.py: what is predicted, t, comes from a slowly moving copy of the network, an average over its
-past (ever slower, as its decay rises to 1) and so a steadier target than the network of the moment; the projector does not end
-in a BatchNorm; a ResNet's blocks do not start as the identity; the learning rate warms up, and the predictor's falls too; and
-the loss is the sum, not the mean, of both directions, in squared distances: its gradient is four times SimSiam's. (The average
-helps accuracy; SimSiam shows that it is not what prevents collapse.)
+What changes relative to simsiam.py: what is predicted, t, comes from a slowly moving copy of the network, the exponential
+moving average (EMA) of its weights, slower still as its decay rises to 1, and so a steadier target than the network of the
+moment; the projector does not end in a BatchNorm; the predictor's hidden layer is wider than its output (there: at most as
+wide); a ResNet's blocks do not start as the identity; the learning rate warms up, and the predictor's falls too; and the loss
+is the sum, not the mean, of both directions, in squared distances: its gradient is four times SimSiam's. (The average helps
+accuracy; SimSiam shows that it is not what prevents collapse.)
 
 Deviations from the paper and its official code
   1. SGD with momentum by default: batches here are 64-512, LARS (--optimizer lars) is for thousands. SGD's weight

@@ -175,8 +175,8 @@ def load_weights(backbone, file):
     except (ValueError, AttributeError):
         raise UserError(f"{file} is not a file of weights: a state_dict of tensors, saved by torch.save") from None
     wanted = {key: tuple(value.shape) for key, value in backbone.state_dict().items()}
-    classifier = [name for name, module in backbone.named_modules() if isinstance(module, nn.Identity)][-1:]
-    classifier = tuple(f"{name}." for name in (*classifier, "aux1", "aux2", "AuxLogits"))
+    removed = [name for name, module in backbone.named_modules() if isinstance(module, nn.Identity)][-1:]  # by build_backbone
+    classifier = tuple(f"{name}." for name in (*removed, "aux1", "aux2", "AuxLogits"))
     missing = sorted(f"{key} is missing" for key in wanted.keys() - shapes.keys() if not key.endswith("num_batches_tracked"))
     extra = sorted(f"{key} is left over" for key in shapes.keys() - wanted.keys() if not key.startswith(classifier))
     other = sorted(f"{key} is {shapes[key]} and should be {wanted[key]}" for key in wanted.keys() & shapes.keys() if shapes[key] != wanted[key])
@@ -215,7 +215,8 @@ def adopt(file, name, image_size=None, out=None):
     image_size = image_size or trained_size(file) or 224
     backbone, _ = build_backbone(name, image_size, verbose=True)
     load_weights(backbone, file)
-    file, folder = Path(file), Path(out or f"runs/{name}-{Path(file).stem}")
+    file = Path(file)
+    folder = Path(out or f"runs/{name}-{file.stem}")
     config = {"method": None, "pairs": None, "data": None, "limit": None, "root": "data", "backbone": name, "image_size": image_size,
               "seed": 0, "processes": 1, "backbone_file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     begun = {"result.json.lock", "config.json.part"}  # what another program may have written so far that adopts the same now
@@ -404,7 +405,8 @@ def linear_probe(train_x, train_y, test_x, test_y, classes, grid=L2_GRID, split=
     train_x, test_x = (train_x - mean) / std, (test_x - mean) / std
     accuracy = lambda w, x, y: score(metric, x @ w[:-1] + w[-1], y)
 
-    curve, fitted, weights, progress = {}, {}, None, pairs.Progress("linear probe, L2 strengths and a last fit", len(grid) + 1)
+    curve, fitted, weights = {}, {}, None
+    progress = pairs.Progress("linear probe, L2 strengths and a last fit", len(grid) + 1)
     still_busy = lambda: progress(0)
     for l2 in grid:
         weights = fitted[l2] = logistic_regression(train_x[kept], train_y[kept], classes, l2, weights, still_busy)
@@ -413,6 +415,10 @@ def linear_probe(train_x, train_y, test_x, test_y, classes, grid=L2_GRID, split=
     best = max(curve, key=curve.get)  # of equals the first, which is the strongest
     weights = logistic_regression(train_x, train_y, classes, best, fitted[best], still_busy)
     return {"accuracy": accuracy(weights, test_x, test_y), "metric": metric, "l2": best, "validation": curve}
+
+
+# of the heads, in tables
+TITLES = {"linear": "linear probe", "knn": "weighted kNN", "transfer": "linear probe", "finetune": "fine-tuned"}
 
 
 def judge(heads, trained, untrained, train, test, val=None, **options):
@@ -432,7 +438,7 @@ def judge(heads, trained, untrained, train, test, val=None, **options):
         return torch.bincount(test_y).max().item() / len(test) if metric == "top-1" else 1 / len(train.classes)
 
     sizes = {"classes": len(train.classes), "n_train": len(y), "n_test": len(test), "files_crc32": test.files_crc32}
-    results, both = {}, train
+    results, both = {}, train  # training and validation images
     if "finetune" in heads and val is not None:
         both = replace(train, images=torch.cat([s.images for s in parts]), labels=y.cpu())
     for which, backbone in (("trained", trained), ("untrained", untrained)):
@@ -560,7 +566,8 @@ def train_detector(model, data, steps, batch_size, lr, seed):
     """
     device, generator = device_of(model), pairs.stream("detect", seed)
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=1e-4)
-    peak, order, progress = lr * batch_size / 16, torch.empty(0, dtype=torch.long), pairs.Progress("training the detector, steps", steps)
+    peak, order = lr * batch_size / 16, torch.empty(0, dtype=torch.long)
+    progress = pairs.Progress("training the detector, steps", steps)
     model.train()
     for step in range(steps):
         falls = 0.1 ** ((step >= steps * 3 / 4) + (step >= steps * 11 / 12))
@@ -756,7 +763,7 @@ def transform_images(images, name, view, generator):
     """
     n, _, size, _ = images.shape
     x, all_of_them = images / 255, torch.ones(n, dtype=torch.bool)
-    usual = {"crop": view.crop or (0.2, 1.0), "jitter": view.jitter if view.p_jitter or any(view.jitter) else pairs.Augmentation.jitter}
+    usual = {"crop": view.crop if view.crop[0] < 1 else (0.2, 1.0), "jitter": view.jitter if view.p_jitter or any(view.jitter) else pairs.Augmentation.jitter}
     draws = pairs.draw(replace(view, **usual), n, size, generator)
     if name == "crop":
         x = pairs.resized_crop(images, draws["box"], ~all_of_them)
@@ -963,8 +970,8 @@ class Run:
                     images_per_second (two views a pair), seconds (of training, since the start or --resume),
                     embedding_std, effective_rank, and what the epoch's pairs are (pairs.Pairs.rates): semantic_rate,
                     false_rate, same_class_rate
-    checkpoint.pt   model with target networks and queues, optimiser, random state, epoch, step, for `--resume`: at the end
-                    of an epoch, when the last is 20 seconds old, and of the run
+    checkpoint.pt   model with target networks and queues, optimiser, random state, epoch, step, for `--resume`: at the start,
+                    at the end of an epoch if the last is 20 seconds old, and at the end of the run
     backbone.pt     a bare state_dict, torchvision's names where the architecture is torchvision's
     pairs.png, curves.png, result.json
 
@@ -974,14 +981,15 @@ class Run:
     """
 
     def __init__(self, method, args, source, view1, view2, model, optimizer):
+        rank, processes = pairs.rank_and_world()
+        self.first, self.device = rank == 0, torch.device(args.device)  # only process 0 writes
         self.config = {"method": method, **vars(args), "image_size": source.pool.image_size, "pairs_per_epoch": len(source),
                        "files_crc32": source.pool.files_crc32,
                        "python": platform.python_version(), "torch": torch.__version__,
                        "torchvision": torchvision.__version__, "numpy": np.__version__, "pillow": PIL.__version__,
                        "threads": torch.get_num_threads(), "machine": platform.machine(), "git_commit": git_commit(),
-                       "precision": args.precision or usual_precision(torch.device(args.device)),
-                       "processes": pairs.rank_and_world()[1]}
-        if torch.device(args.device).type == "cuda":
+                       "precision": args.precision or usual_precision(self.device), "processes": processes}
+        if self.device.type == "cuda":
             self.config["gpu"] = torch.cuda.get_device_name()
         kind = args.pairs if args.pairs in pairs.ARMS else Path(args.pairs).stem
         kind += "-augmented" * (args.arm == "augmented")  # of a list, see pairs.parse
@@ -991,9 +999,8 @@ class Run:
         self.folder = Path(args.out or f"runs/{method}-{kind}-{data}-seed{args.seed}")
         self.model, self.optimizer = model, optimizer
         self.epochs, self.total = args.epochs, args.epochs * (len(source) // args.batch_size)
-        self.batch_size, self.device, self.judged = args.batch_size, torch.device(args.device), source.judged
+        self.batch_size, self.judged = args.batch_size, source.judged
         self.epoch = self.step = self.saved = 0
-        self.first = pairs.rank_and_world()[0] == 0  # only process 0 writes
         if not args.resume:
             on_first(self._create)
         else:
@@ -1055,7 +1062,9 @@ class Run:
         if log.exists():  # lines after the checkpoint are of steps that will be run again; the last may be cut off
             lines = [line for line in log.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= self.step]
             pairs.write_whole(log, "".join(line + "\n" for line in lines).encode())
-        last = functools.reduce(dict.__or__, old.get("resumed_elsewhere", []), old)  # where it was last
+        last = dict(old)  # where it was last
+        for place in old.get("resumed_elsewhere", []):
+            last.update(place)
         if elsewhere := {name: self.config.get(name) for name in sorted(ELSEWHERE) if self.config.get(name) != last.get(name)}:
             said = ", ".join(f"{name} {value}" for name, value in elsewhere.items())
             print(f"note: after epoch {self.epoch} the run goes on with {said}, as config.json will say", flush=True)
@@ -1133,14 +1142,14 @@ class Run:
             print(f"warning: the embeddings are still alike at the end (std {self.std:.2f}, healthy is about 0.65 to 1): more --epochs, another "
                   f"--lr{' or a higher --temperature' if 'temperature' in self.config else ''} may help.", flush=True)
         if not self.judged:
-            print(f"No --data with labels was given, so no table. Later: python evaluate.py linear {self.folder} --data DIR")
+            print(f"No test images of two or more classes, so no table. Later: python evaluate.py linear {self.folder} --data DIR")
             return
         data = default_data(self.config)
         show_table(evaluate_run(self.folder, ["linear", "knn"], data, self.device), self.config, data)
         print(f"{self.folder} holds pairs.png, curves.png, result.json, backbone.pt and the log.")
 
 
-def vars_of(config):
+def options_of(config):
     """The names in config.json that are the user's options or follow from the data, not from the machine."""
     return [name for name in config if name not in MACHINE | {"trained_epochs", "resumed_elsewhere"}]
 
@@ -1195,6 +1204,7 @@ def read_json(file):
 
 
 def read_config(run):
+    """The config.json of a run folder. Raises UserError if the folder has none, or another program's."""
     file = Path(run) / "config.json"
     if not file.is_file():
         hint = "; give its folder, or --backbone-file" if Path(run).is_file() else ""
@@ -1338,12 +1348,9 @@ def invariance_run(run, device, data=None, root=None, download=False, skip_bad=F
     return results
 
 
-TITLES = {"linear": "linear probe", "knn": "weighted kNN", "transfer": "linear probe", "finetune": "fine-tuned"}
-
-
 def show_table(results, config, given):
-    """Prints {head: {name of the data: result}} as a table with chance, the untrained backbone, and how to read it; given: its
-    names as --data has them."""
+    """Prints {head: {name of the data: result}} as a table with chance, the untrained backbone, and how to read it; given: the data
+    sets as --data names them, which may be paths."""
     rows = [(head, data, r) for head, by_data in results.items() for data, r in by_data.items()]
     wide = max(18, *(len(data) + 2 for _, data, _ in rows))
     print(f"\n{'':14}{'data':{wide}}{'classes':>8}{'chance':>9}{'untrained':>11}{'this run':>10}")
@@ -1495,8 +1502,8 @@ def compare(runs, by=(), only=()):
         for name in by:
             if name in FREE:
                 raise UserError(f"--by {name}: leave it out, as runs that differ in it are told apart or paired without it")
-            if name not in vars_of(config):
-                raise UserError(f"--by {name}: no option of {run}; its options are {', '.join(vars_of(config))}")
+            if name not in options_of(config):
+                raise UserError(f"--by {name}: no option of {run}; its options are {', '.join(options_of(config))}")
         found = measures(read_json(file))
         values = ["with all transforms" if name == "without" and not config[name] else f"{name} {shown(config[name])}" for name in by]
         row = config["method"] or run.resolve().name, ", ".join(filter(None, [data_of(config), *values]))
@@ -1514,7 +1521,7 @@ def compare(runs, by=(), only=()):
                 config.setdefault(name, known_value)
         first_run, first, _ = members[0]
         for run, config, _ in members[1:]:
-            for name in sorted({*vars_of(first), *vars_of(config)} - FREE):
+            for name in sorted({*options_of(first), *options_of(config)} - FREE):
                 if config.get(name) != first.get(name):
                     if name == "files_crc32":
                         raise UserError("not matched, so not comparable: the images of --data, or the pairs of the list, are not the same in "
@@ -1649,8 +1656,9 @@ def draw_comparison(rows, path, panels=8):
 
 @pairs.picture()
 def draw_invariance(results, path):
-    """A picture of the shares {run: what invariance_run returns}: a panel for each method (for each data set and augmentation that
-    its runs have), a row for each factor, a point for each run, the mean larger; shaded is what the augmentation has, or imitates."""
+    """A picture of the shares {run: what invariance_run returns}: a column for each method (several, if its runs differ in data set
+    or augmentation), in it a panel for each table; a line for each factor, a point for each run, the mean larger; shaded is what the
+    augmentation has, or imitates."""
     import matplotlib.pyplot as plt
 
     panels = {}  # {(title, ...): [(arm, [the factors of a table, ...])]}, of runs that have the same tables and augmentation
@@ -1658,7 +1666,7 @@ def draw_invariance(results, path):
         config, tables = read_config(run), [table["factors"] for table in shares.values()]
         name = (config["method"] or Path(run).name) + (f" without {config['without']}" if config.get("without") else "")
         augmentation = tuple(v["inside"] for factors in tables for v in factors.values())
-        key = name, config["method"] or run, *shares, augmentation
+        key = name, config["method"] or run, tuple(shares), augmentation
         panels.setdefault(key, []).append((arm_of(config) + control_of(config), tables))
     kinds = len(next(iter(results.values())))  # factors of scenes, transformations
     figure, axes = plt.subplots(kinds, len(panels), figsize=(1 + 2.7 * len(panels), 3.2 * kinds), squeeze=False,
@@ -1666,7 +1674,7 @@ def draw_invariance(results, path):
     for i, row in enumerate(axes):
         inside = [{factor: v["inside"] for factor, v in tables[i].items()} for (_, tables), *_ in panels.values()]
         factors = sorted(inside[0], key=lambda f: sum(bool(has[f]) for has in inside))  # one order for all panels, the shaded above
-        for axis, ((method, _, *names), members), has in zip(row, panels.items(), inside):
+        for axis, ((title, _, names, _), members), has in zip(row, panels.items(), inside):
             for label in ("untrained", *dict.fromkeys(arm for arm, _ in members)):
                 key = "untrained" if label == "untrained" else "share"
                 values = np.array([[tables[i][f][key] for f in factors] for arm, tables in members if label in ("untrained", arm)])
@@ -1678,7 +1686,7 @@ def draw_invariance(results, path):
                     axis.axhspan(place - 0.5, place + 0.5, color="0.93", zorder=0, label="the augmentation has or imitates it")
             axis.set_yticks(range(len(factors)), factors, fontsize=8), axis.set_ylim(-0.5, len(factors) - 0.5)
             axis.set_xlim(-0.03, 1), axis.grid(alpha=0.3)
-            axis.set_title(f"{method}: {names[i]}", fontsize=8)
+            axis.set_title(f"{title}: {names[i]}", fontsize=8)
     for axis in axes[-1]:
         axis.set_xlabel("share (0: ignored, 0.5: as the category)", fontsize=8)
     legend_below(figure)
@@ -1711,7 +1719,7 @@ def parse_args(argv=None):
             sub.add_argument("--cache", help="folder for decoded image files, kept for later [the run's]")
         if name in TITLES:  # the heads, see judge
             usual = "" if name == "transfer" else " [the run's]"
-            sub.add_argument("--data", type=pairs.named, nargs="+", required=not usual, help=f"{sets}; or folders of class folders{usual}")
+            sub.add_argument("--data", type=pairs.named, nargs="+", required=name == "transfer", help=f"{sets}; or folders of class folders{usual}")
         return sub
 
     command("knn", "weighted kNN (k 200, temperature 0.1) on frozen features")
@@ -1775,7 +1783,8 @@ def main():
         raise UserError("name a run folder (before --data, which takes all names after it), or --backbone-file FILE --backbone NAME")
 
     if args.command == "invariance":
-        picture, results, said = Path(args.picture or Path(args.run[0]) / "invariance.png"), {}, {True: "yes", False: "no", None: "?"}
+        picture = Path(args.picture or Path(args.run[0]) / "invariance.png")
+        results, said = {}, {True: "yes", False: "no", None: "?"}
         if picture.suffix not in (".png", ".pdf", ".svg"):
             raise UserError(f"--picture {picture}: name a file that ends in .png, .pdf or .svg")
         if args.picture:

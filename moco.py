@@ -15,15 +15,16 @@ direction, from x1 to x2, a head without BatchNorm, BatchNorm statistics over pa
 SimCLR's negatives are limited by its batch; a queue offers K of them, of which a step encodes only N. Its oldest keys were
 encoded K / N steps ago; their encoder changes slowly, so that old and new keys stay comparable (MoCo, Sec. 3.2).
 
-BatchNorm must not leak which key belongs to which query (the encoder could cheat by recognising the statistics
-of its own batch; MoCo, Sec. 3.3). The paper spreads a batch over 8 GPUs, each with its own statistics, and
-shuffles the keys among them. Here one device does the same: BatchNorm takes its statistics over --bn-splits
-separate parts of the batch; the images of the keys are shuffled before that, and the keys put back in order after.
+BatchNorm must not mark the right key. Of a query's K + 1 candidates only its own key comes from the same batch, and if both
+had passed BatchNorm in the same company, their common statistics could tell it from the queue, with no need to look at the
+image (MoCo, Sec. 3.3). The paper spreads a batch over 8 GPUs, each with its own statistics, and shuffles the keys among them.
+Here one device does the same: BatchNorm takes its statistics over --bn-splits separate parts of the batch; the images of the
+keys are shuffled before that, and the keys put back in order after.
 
 Deviations from the papers and facebookresearch/moco
   1. The learning rate falls along a cosine by step, not by epoch. Crops are taken from a centre square of
-     --image-size (paper: from the whole picture). Blur's kernel is SimCLR's, at most a tenth of the side wide, and the
-     image is mirrored at its border (official: Pillow's, which is not cut off, and repeats the edge).
+     --image-size (paper: from the whole picture). Blur's kernel is SimCLR's, a Gaussian at most a tenth of the side wide,
+     and the image is mirrored at its border (official: Pillow's, three passes of a box, and the edge repeated).
   2. On photographs: batch 512, weight decay 5e-4, queue 4096, EMA decay 0.99, temperature 0.1, crops of at least
      0.08 of the area, no blur below 64 px, as in the authors' CIFAR-10 demo, whose head, unlike this one, is a single
      layer, and whose input is normalised with CIFAR's mean and standard deviation.
@@ -32,10 +33,10 @@ Deviations from the papers and facebookresearch/moco
      area, colour jitter of half strength, no blur. With the jitter of byol.py augmented pairs come close to semantic
      ones, 0.841 beside 0.871 (results/ablations/jitter).
 
-For semantic pairs of photographs, and their baseline, use --temperature 0.5: on CIFAR-10 at 0.1 the embeddings stayed close
+For semantic pairs of photographs use --temperature 0.5: on CIFAR-10 at 0.1 the embeddings stayed close
 together to the end, perhaps because MoCo's head has no BatchNorm to keep them apart; after 60 epochs of the small convnet a
 linear probe had 0.538, at 0.5 0.579 (results/transfer/sharper). Augmented pairs are better at 0.1, also than semantic pairs at
-0.5: 0.602 (results/transfer/temperature). So compare with that baseline too. And train long: after 180 epochs semantic pairs
+0.5: 0.602 (results/transfer/temperature). So compare with the baseline at both. And train long: after 180 epochs semantic pairs
 at 0.5 had 0.713, augmented ones 0.656 at 0.1 and 0.643 at 0.5 (two seeds; results/transfer/epochs180-baseline).
 
 Measured with the default options on scenes, two CPU cores, bf16, five seeds (results/scenes): linear probe on held-out
@@ -101,7 +102,7 @@ def parse_args(argv=None):
     add("--projection-dim", type=pairs.positive_int, default=128, help="width d of queries and keys (v1, Sec. 3.3) [128]")
     add("--queue-size", type=pairs.positive_int, help=f"negatives K, a multiple of the batch (v1, Sec. 4.1: 65536) {default('queue_size')}")
     add("--ema-decay", type=pairs.fraction, default=0.99, help="of the key encoder, per step (v1, Sec. 3.2: 0.999; CIFAR-10 demo: 0.99) [0.99]")
-    add("--bn-splits", type=pairs.positive_int, help=f"parts of the batch (of several GPUs: of each one's share) with BatchNorm statistics of their own (paper: 8 GPUs, 1 part each; a single part leaks which key is whose) {default('bn_splits')}")
+    add("--bn-splits", type=pairs.positive_int, help=f"parts of the batch (of several GPUs: of each one's share) with BatchNorm statistics of their own (paper: 8 GPUs, 1 part each; a single part tells the right key from the queue) {default('bn_splits')}")
     return pairs.parse(parser, argv, RECIPES)
 
 
@@ -189,7 +190,7 @@ class MoCo(nn.Module):
 
 
 def info_nce(q, k, queue, temperature):
-    """InfoNCE of queries against their keys and a queue of negatives, the mean over the batch (MoCo, Eq. 1).
+    """InfoNCE (van den Oord et al. 2018) of queries, keys and a queue of negatives, the mean over the batch (MoCo, Eq. 1).
 
     q, k: (N, d), row i of k is the positive of row i of q; queue: (K, d). Of any norm, they are normalised here. No
     gradient goes to k and queue. If all embeddings are equal, the loss is log(K + 1).
@@ -249,7 +250,7 @@ def main():
         raise pairs.UserError(f"--batch-size {args.batch_size} must be a multiple, twice or more, of --bn-splits {args.bn_splits}"
                               + (f" times {processes} processes" if processes > 1 else "") + "; change one of the two")
     if parts == 1:
-        print("note: with --bn-splits 1 the statistics of BatchNorm leak which key is whose", flush=True)
+        print("note: with --bn-splits 1 BatchNorm's statistics tell the right key from the queue", flush=True)
     if args.queue_size % args.batch_size:
         raise pairs.UserError(f"--queue-size {args.queue_size} must be a multiple of --batch-size {args.batch_size}")
     source = pairs.load_pairs(args)

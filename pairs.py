@@ -57,6 +57,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 import torchvision
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from torchvision.transforms.functional import pil_to_tensor
 
 try:
     import fcntl
@@ -199,8 +200,9 @@ def semantic_partners(labels, generator):
     by_class, n_c, start = sorted_by_class(labels)
     if (n_c == 1).any():
         raise ValueError("a class with one image has no partner for it")
+    place = by_class.argsort()  # of each image in that row
     other = start + (torch.rand(len(labels), generator=generator, dtype=torch.float64) * (n_c - 1)).long()
-    return by_class[other + (other >= by_class.argsort())]
+    return by_class[other + (other >= place)]
 
 
 def false_partners(labels, generator, anchors=slice(None)):
@@ -223,7 +225,7 @@ def batches(source, epoch, batch_size, view1, view2, device, images=None, at_onc
     x1 shows the anchors under `view1`, x2 the partners under `view2`. The last, smaller batch is dropped:
     batch statistics and MoCo's queue need equal batches. `images` is the pool, if already on the device. Of
     several processes each gets its share of every batch, batch_size / processes pairs. On a GPU several batches are
-    augmented together, `at_once` numbers, as every operation costs a launch; their views are the same as one by one. The first
+    augmented together, `at_once` pixel values, as every operation costs a launch; their views are the same as one by one. The first
     batch is alone, so that the GPU has work while the host draws for the others.
     """
     images = to_device(source.pool.images, device) if images is None else images
@@ -232,10 +234,10 @@ def batches(source, epoch, batch_size, view1, view2, device, images=None, at_onc
     n, share, size = len(source) // batch_size, batch_size // world, images.shape[-1]
     mine = lambda index: index[: n * batch_size].view(n, world, share)[:, rank].to(images.device)  # (n, share): of n batches
     rows = torch.cat([mine(index) for index in source.epoch(epoch)], 1)  # (n, 2 share): of a batch the anchors, then the partners
-    kind = torch.device(device).type
-    together = 1 if kind == "cpu" else max(1, at_once // (2 * share * 3 * size**2))  # batches
-    index = [group.flatten() for group in (rows[:1], *rows[1:].split(together)) if len(group)]
-    taken = (images[i] for i in index) if images.device.type == kind else streamed(images, index, device)
+    device = torch.device(device)
+    together = 1 if device.type == "cpu" else max(1, at_once // (2 * share * 3 * size**2))  # batches
+    groups = [group.flatten() for group in (rows[:1], *rows[1:].split(together)) if len(group)]
+    taken = (images[group] for group in groups) if images.device.type == device.type else streamed(images, groups, device)
     views = [(view1, 2 * share)] if view1 == view2 else [(view1, share), (view2, share)]
     for x in taken:
         draws = [draw(view, k, size, generator) for _ in range(len(x) // (2 * share)) for view, k in views]
@@ -253,14 +255,14 @@ def to_device(images, device, share=0.3):
     return images.to(device)
 
 
-def streamed(images, index, device):
-    """Yields images[rows] on the device for the rows in index; a thread gathers the next ones meanwhile, for a GPU into
+def streamed(images, groups, device):
+    """Yields images[rows] on the device for the rows in groups; a thread gathers the next ones meanwhile, for a GPU into
     pinned memory, so that the host need not wait for the copy."""
     pin = torch.device(device).type == "cuda"
     gather = lambda rows: images[rows].pin_memory() if pin else images[rows]
     with ThreadPoolExecutor(1) as thread:
-        ahead = thread.submit(gather, index[0])
-        for following in [*index[1:], []]:  # after the last there is nothing to gather
+        ahead = thread.submit(gather, groups[0])
+        for following in [*groups[1:], []]:  # after the last there is nothing to gather
             now, ahead = ahead.result(), thread.submit(gather, following)
             yield now.to(device, non_blocking=pin)
 
@@ -283,7 +285,7 @@ class Augmentation:
     sigma: tuple = (0.1, 2.0)  # of the blur, in pixels
     p_solarize: float = 0.0
 
-    SWITCHES = {"crop": {"crop": None}, "flip": {"p_flip": 0.0}, "jitter": {"p_jitter": 0.0},
+    SWITCHES = {"crop": {"crop": (1.0, 1.0)}, "flip": {"p_flip": 0.0}, "jitter": {"p_jitter": 0.0},
                 "gray": {"p_gray": 0.0}, "blur": {"p_blur": 0.0}, "solarize": {"p_solarize": 0.0}}
 
     def without(self, names):
@@ -299,7 +301,7 @@ def make_views(args, image_size):
     """The two views that the options --crop-min, --jitter, --gray, --blur, --solarize, --without describe."""
     blur = args.blur or (getattr(args, "usual_blur", [0.5, 0.5]) if image_size >= 64 else [0.0, 0.0])
     off = [name for name in args.without.split(",") if name]
-    off += ["crop"] * (args.crop_min == 1) + ["jitter"] * (not any(args.jitter))  # they would change nothing
+    off += ["jitter"] * (not any(args.jitter))  # it would change nothing
     return [Augmentation(crop=(args.crop_min, 1.0), jitter=tuple(args.jitter), p_gray=args.gray, p_blur=p_blur,
                          p_solarize=p_solarize).without(off) for p_blur, p_solarize in zip(blur, args.solarize)]
 
@@ -338,7 +340,7 @@ def augment(images, view, generator):
 
 def apply(images, draws, at_once=256 * 3 * 32**2):
     """augment, with parameters as `draw` gives them, in a few operations on the whole batch (on a CPU on parts of it that
-    suit its cache: `at_once` numbers, but at least 8 images)."""
+    suit its cache: `at_once` pixel values, but at least 8 images)."""
     n, size = len(images), images.shape[-1]
     if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
         raise ValueError(f"augment takes square RGB images, uint8 (N, 3, S, S), not {images.dtype} {tuple(images.shape)}")
@@ -393,9 +395,9 @@ def random_boxes(n, size, area, generator):
     """The boxes of RandomResizedCrop: float (n, 4), whole pixels top, left, height, width, in images of side `size`.
 
     As torchvision: the first of ten draws of area (a share of the image's) and log-uniform aspect ratio that
-    fits, else the whole image. area None switches the crop off.
+    fits, else the whole image. Area (1, 1) switches the crop off.
     """
-    target = uniform(*(area or (1, 1)), (n, 10), generator) * size**2
+    target = uniform(*area, (n, 10), generator) * size**2
     aspect = torch.exp(uniform(math.log(3 / 4), math.log(4 / 3), (n, 10), generator))
     width, height = torch.sqrt(target * aspect).round(), torch.sqrt(target / aspect).round()
     fits = (width > 0) & (width <= size) & (height > 0) & (height <= size)
@@ -637,7 +639,8 @@ def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=Non
     if arm not in ARMS:
         raise ValueError(f"no arm {arm}: augmented or semantic")
     table, folder = read_rows(file, folder)
-    table, index = [row for row in table if row["keep"]][:limit], {}
+    table = [row for row in table if row["keep"]][:limit]
+    index = {}  # of each image, its place in the pool
     if not table:
         raise UserError(f"{file}: no pairs in it")
     for row in table:
@@ -1017,7 +1020,7 @@ def find_images(folder):
             folders.clear()
             continue
         seen.add(real)
-        found += [Path(parent, name) for name in files if name[0] != "." and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
+        found += [Path(parent, name) for name in files if name[0] != "." and name.lower().endswith(IMAGE_SUFFIXES)]
     return sorted((p for p in found if p.is_file() or p.is_symlink()), key=lambda p: p.parts)  # on Windows too, where paths ignore case
 
 
@@ -1092,7 +1095,8 @@ def can_judge(folder):
         return False
     try:
         *_, classes = list_folder(folder, "test")
-        list_folder(folder, "train"), list_folder(folder, "val")
+        for split in ("train", "val"):
+            list_folder(folder, split)  # raises what is wrong with it
         if len(classes) < 2:
             raise UserError(f"it has one class only, {classes[0]}")
     except UserError as error:
@@ -1217,7 +1221,8 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
     tell_unguarded_script()  # here, as it would wait for the lock that its parent holds
     image_size = large_enough(image_size or natural_size(paths))
     names, n = list(map(os.path.abspath, paths)), len(paths)
-    above, crc32 = os.path.commonpath(set(map(os.path.dirname, names))), zlib.crc32(repr((names, image_size)).encode())
+    above = os.path.commonpath(set(map(os.path.dirname, names)))
+    crc32 = zlib.crc32(repr((names, image_size)).encode())
     folder = Path(cache) / f"{Path(above).name[:50]}-{n}x{image_size}px-{crc32:08x}"
     folder.mkdir(parents=True, exist_ok=True)
     with first_process_first(), locked(folder / "lock"):  # of several processes or programs that want it, one builds, the others wait
@@ -1371,7 +1376,7 @@ class BoxSet:
     def image(self, i):
         """Image i as uint8 (3, H, W)."""
         image = self.images[i]
-        return torch.from_numpy(np.array(open_image(image))).permute(2, 0, 1) if isinstance(image, Path) else image
+        return pil_to_tensor(open_image(image)) if isinstance(image, Path) else image
 
 
 def read_voc_annotation(file):
@@ -1809,14 +1814,14 @@ def write_sheets(stem, rows, folder, per_sheet=50, columns=5):
         lines = math.ceil(len(part) / columns)
         figure, axes = plt.subplots(lines, columns, figsize=(2.4 * columns, 1.4 * lines), squeeze=False,
                                     subplot_kw={"frameon": False, "xticks": [], "yticks": []})
-        for number, (row, axis) in enumerate(zip(part, axes.flat), start=first + 1):
+        for position, (row, axis) in enumerate(zip(part, axes.flat), start=first + 1):
             a, b = (open_image(Path(folder, row[column])) for column in ("image_a", "image_b"))
             side = min(112, *a.size, *b.size)  # sharp, whatever size a backbone takes
             gap = np.full((3, side, max(1, side // 16)), 255, np.uint8)
             axis.imshow(np.concatenate([fit(a, side), gap, fit(b, side)], 2).transpose(1, 2, 0), interpolation="nearest")
             category, other = row["category"], category_of(Path(folder, row["image_b"]), folder)
             said = f"{category} / {other}" if category and other not in ("", category) else category  # of two: a false pair
-            axis.set_title(f"{number}  {said[:24]}", fontsize=7, pad=2)
+            axis.set_title(f"{position}  {said[:24]}", fontsize=7, pad=2)
         figure.tight_layout(pad=0.4)
         files.append(Path(f"{stem}-{first // per_sheet + 1:03d}.png"))
         figure.savefig(files[-1], dpi=100)
@@ -1838,19 +1843,19 @@ def category_of(path, folder):
 
 
 def check(file, folder=None):
-    """Checks a pair list: (lines of the report, mistakes). A mistake is a missing or unreadable image, one of
-    two categories, one paired with itself or a near-identical one, or, where categories are known, a pair of two. A script
-    that checks a long list needs if __name__ == "__main__", as several processes read the images."""
+    """Checks a pair list: (lines of the report, mistakes). A mistake is an image that is missing, cannot be read,
+    is given two categories, or is paired with itself or a near-identical one; and, where categories are known, a pair of two. A
+    script that checks a long list needs if __name__ == "__main__", as several processes read the images."""
     table, folder = read_rows(file, folder)
     rows = [row for row in table if row["keep"]]
-    report, mistakes, seen, named = [f"{file}: {len(table)} rows, {len(rows)} kept"], [], {}, {}
+    report, mistakes, seen, stated = [f"{file}: {len(table)} rows, {len(rows)} kept"], [], {}, {}
     if not rows:
         return report, [f"{file}: no pairs in it"]
     for row in rows:
         for column in ("image_a", "image_b"):
             seen.setdefault(row[column], []).append(row["line"])
-        if row["category"] and named.setdefault(row["image_a"], row["category"]) != row["category"]:
-            mistakes.append(f"line {row['line']}: {row['image_a']} is of {row['category']}, and of {named[row['image_a']]} in another row")
+        if row["category"] and stated.setdefault(row["image_a"], row["category"]) != row["category"]:
+            mistakes.append(f"line {row['line']}: {row['image_a']} is of {row['category']}, and of {stated[row['image_a']]} in another row")
     if not any(path.is_file() for path in seen):
         return report, [f"{file}: none of its images is there, such as {next(iter(seen))}: is --data the folder that its paths are relative to?"]
     small = {}
@@ -1925,7 +1930,8 @@ def main():
     if not (folders_in(folder) and out.parent.resolve() == folder.resolve()):  # a list beside the classes is none of them
         not_a_class(args.data, {"--out": out.parent})
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.touch(), out.unlink()  # fail now if the folder cannot be written to
+    out.touch()  # fail now if the folder cannot be written to
+    out.unlink()
     backbone = None
     if args.by == "features":
         import evaluate

@@ -13,8 +13,8 @@ and the 2N - 2 negatives make "all embeddings equal" costly. A low temperature g
 weight. Evaluation takes h, because z loses what the loss has no use for (Sec. 4.2).
 
 Deviations from the paper and google-research/simclr
-  1. SGD with momentum by default: batches here are 128-512, LARS (--optimizer lars) is for thousands. SGD's weight
-     decay includes biases and BatchNorm (official: neither).
+  1. SGD with momentum by default (--optimizer lars: the paper's, for batches of thousands; the official code's default, for its
+     512 of CIFAR-10 too). SGD's weight decay includes biases and BatchNorm (official: neither).
   2. The loss is the mean over the 2N anchors, as in the paper's Algorithm 1; the official code sums the means of
      the two views, which is twice that.
   3. Inputs are normalised with ImageNet's mean and standard deviation (official: [0, 1]), so that one input
@@ -23,10 +23,10 @@ Deviations from the paper and google-research/simclr
      listing (App. A; official code: contrast is of each channel, saturation HSV's). Blur mirrors the image at its border
      (official: zeros beyond it).
   4. The two views go through the network one after the other, so BatchNorm sees N images at a time.
-  5. BatchNorm in the projector as in the official code (the paper's Sec. 2.1 names none); the last has a bias (official: a
-     scale only).
-  6. On photographs: ResNet-18 (App. B.9: ResNet-50), 200 epochs. A ResNet's blocks do not start as the identity (official:
-     the last BatchNorm of each starts at 0).
+  5. Two layers in the projector (the official code's default, of SimCLR v2: three), with BatchNorm as in the official code (the
+     paper's Sec. 2.1 names none); the last has a bias (official: a scale only).
+  6. On photographs: ResNet-18 (App. B.9: ResNet-50; the official code's command: ResNet-18), 200 epochs (both: 1000). A
+     ResNet's blocks do not start as the identity (official: the last BatchNorm of each starts at 0).
   7. On scenes: a small convnet, crops of at least half the area, colour jitter of a quarter of the paper's strength,
      no blur, no warm-up, temperature 0.2, to suit 32 px images and runs of a few minutes. With the jitter of byol.py augmented
      pairs do far better, 0.842 (results/ablations/jitter).
@@ -121,7 +121,7 @@ class SimCLR(nn.Module):
 
 
 def nt_xent(z1, z2, temperature):
-    """NT-Xent, the mean over all 2N anchors (SimCLR, Eq. 1 and Algorithm 1).
+    """NT-Xent (normalised temperature-scaled cross entropy), the mean over all 2N anchors (SimCLR, Eq. 1 and Algorithm 1).
 
     z1, z2: (N, d), row i of one is the positive of row i of the other; of any norm, they are normalised here. The
     negatives of an anchor are the other 2N - 2 embeddings. If all embeddings are equal, the loss is log(2N - 1).

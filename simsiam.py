@@ -18,8 +18,8 @@ that stands still, as in alternating optimisation (Sec. 5); why this does not en
 Deviations from the paper and facebookresearch/simsiam
   1. The learning rate falls along a cosine by step, not by epoch (the predictor's stays constant, as with its
      --fix-pred-lr). Crops are taken from a centre square of --image-size (paper: from the whole picture). Blur's
-     kernel is SimCLR's, at most a tenth of the side wide, and the image is mirrored at its border (official: Pillow's, which is
-     not cut off, and repeats the edge).
+     kernel is SimCLR's, a Gaussian at most a tenth of the side wide, and the image is mirrored at its border (official:
+     Pillow's, three passes of a box, and the edge repeated).
   2. The projector has two layers (the paper's App. D, for CIFAR-10); --projector-layers 3 is the paper's
      for ImageNet. Its hidden layers are as wide as z, as in the paper (official: as the backbone's features).
   3. On photographs 200 epochs (App. D: 800).

@@ -634,7 +634,7 @@ def test_transformations_are_what_their_names_say():
     assert torch.equal(of("solarize", noise), torch.where(noise < 128, noise, 255 - noise).float())
     assert len(of("rotation").unique(dim=0)) > 30 and len(of("jitter").unique(dim=0)) > 30  # a draw for each
     assert torch.equal(of("jitter", jitter=(0, 0, 0, 0)), slope.float())  # of the strength that the view has
-    assert not torch.equal(of("crop", crop=None), slope.float())  # a view without crops: of a usual strength
+    assert not torch.equal(of("crop", crop=(1.0, 1.0)), slope.float())  # a view without crops: of a usual strength
     y = torch.arange(32) - 15.5
     radius = (y[:, None] ** 2 + y**2).sqrt()
     rings = (10 * radius).clamp(max=255).byte().expand(40, 3, 32, 32).contiguous()
@@ -879,7 +879,7 @@ def test_a_run_that_goes_on_elsewhere_says_so(tmp_path, monkeypatch, capsys):
     assert "after epoch 2 the run goes on with git_commit later code" in capsys.readouterr().out
     config = evaluate.read_config(run.folder)
     assert config[name] == [{"after_epoch": 2, "git_commit": "later code"}] and config["git_commit"] != "later code"
-    assert not {name, "git_commit"} & set(evaluate.vars_of(config))  # neither is an option
+    assert not {name, "git_commit"} & set(evaluate.options_of(config))  # neither is an option
     monkeypatch.undo()
     for _ in range(2):  # back again, and on from there
         make_run(tmp_path, resume=True)

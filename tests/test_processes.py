@@ -116,7 +116,7 @@ def test_processes_share_every_batch_without_overlap(monkeypatch):
     labels = torch.arange(48) % 4
     images = torch.arange(48, dtype=torch.uint8)[:, None, None, None].expand(48, 3, 8, 8).contiguous()
     source = pairs.make_pairs("semantic", pairs.ImageSet("p", images, labels, list("abcd")), 0)
-    plain = pairs.Augmentation(crop=None, p_flip=0, p_jitter=0, p_gray=0)
+    plain = pairs.Augmentation(crop=(1.0, 1.0), p_flip=0, p_jitter=0, p_gray=0)
     mean, std = (torch.tensor(v)[:, None, None] for v in (pairs.IMAGENET_MEAN, pairs.IMAGENET_STD))
     shown = lambda x: ((x * std + mean) * 255).round()[:, 0, 0, 0].int().tolist()
 
