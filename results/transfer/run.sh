@@ -7,7 +7,7 @@
 # anchor's class among the negatives, 6 runs: two hours and a half in float32; then MoCo at two temperatures, 6 runs: two hours in
 # float32; then SimCLR at another temperature, 6 runs: three hours in float32; then SimCLR with stronger colour jitter, 10 runs:
 # two hours in bf16; then MoCo's semantic arm at its default temperature, 3 runs, an hour, and all four methods for 180 epochs,
-# 18 runs: eleven hours in bf16.
+# 18 runs: eleven hours in bf16; then what the features of two methods ignore, 2 runs: half an hour in bf16.
 # From the repository's root, with the two folders of class folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 # SimCLR's runs here come from commit a3cbafd (output.txt), the others' from a later one (output-others.txt, with the trials of moco-recipe.txt).
@@ -106,6 +106,11 @@ baseline() {  # of 2 runs: MoCo's augmented arm for 180 epochs at its default te
     echo "moco.py --pairs augmented --temperature 0.1 --seed $seed --data $cifar --backbone convnet --epochs 180 --limit 20000 --precision bfloat16 --out runs/epochs180-baseline/moco-augmented-temperature0.1-seed$seed"
   done
 }
+ignored() {  # of 2 runs: SimCLR's 60 epochs of `commands` once more, seed 0, in bf16, for evaluate.py invariance
+  for pairs in augmented semantic; do
+    echo "simclr.py --pairs $pairs --seed 0 --data $cifar --backbone convnet --epochs 60 --limit 20000 --warmup-epochs 10 --precision bfloat16 --out runs/epochs60-invariance/simclr-$pairs-seed0"
+  done
+}
 kept=runs/kept  # what goes to results, at the end: a changed file there would mark the commit of later runs as dirty
 judge() {  # a folder of results, then runs
   to=$kept/$1
@@ -124,7 +129,7 @@ compare() {  # a folder of results, then runs and options
   "$python" evaluate.py compare "${@:2}" --out "$1"
 }
 both=(--measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")")
-here=results/transfer long=results/transfer/epochs60 off=results/transfer/without few=results/transfer/curation arch=results/transfer/architecture tune=results/transfer/finetune negatives=results/transfer/negatives temperature=results/transfer/temperature cooler=results/transfer/cooler jitter=results/transfer/jitter sharper=results/transfer/sharper longer=results/transfer/epochs180 baseline=results/transfer/epochs180-baseline
+here=results/transfer long=results/transfer/epochs60 off=results/transfer/without few=results/transfer/curation arch=results/transfer/architecture tune=results/transfer/finetune negatives=results/transfer/negatives temperature=results/transfer/temperature cooler=results/transfer/cooler jitter=results/transfer/jitter sharper=results/transfer/sharper longer=results/transfer/epochs180 baseline=results/transfer/epochs180-baseline invariance=results/transfer/invariance
 commands 20 | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $here runs/{simclr,moco,byol,simsiam}-*-"$(basename "$cifar")"-seed[0-4]
 
@@ -206,6 +211,12 @@ judge $longer runs/epochs180/*
 # planned before the first was run, to be kept whatever they show: commit 1b5ce96, 49 minutes each.
 baseline | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $baseline runs/epochs180-baseline/*
+
+# What do the features ignore? Planned before the first was run, as one seed of both arms of SimCLR, and with it SimSiam's runs of 180
+# epochs, to be kept whatever it shows. Transformations are of CIFAR-10's test images.
+ignored | xargs -P 2 -L 1 "$python" > runs-output.txt
+"$python" evaluate.py invariance runs/epochs60-invariance/* runs/epochs180/simsiam-*-seed0 --picture $kept/results/transfer/invariance/invariance.png >> runs-output.txt
+judge $invariance runs/epochs60-invariance/*
 
 cp -r $kept/results .
 compare $here $here/{simclr,moco,byol,simsiam}-*-seed[0-4]
