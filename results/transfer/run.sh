@@ -202,8 +202,8 @@ judge $sharper runs/epochs60-sharper/*
 # minutes; then seeds 1 and 2 of SimCLR, both arms, to be kept too: commit e362777, seed 1 took 74 minutes, seed 2, of commit 03af811,
 # 64 (a first try was stopped after a minute, for want of time); when SimCLR's seed 1 was known, seed 1 of MoCo's augmented arm, planned
 # as one run, to be kept too, commit 95422de, 44 minutes. When these were known: seed 1 of BYOL, both arms, to be kept too,
-# commit 4328314, 88 minutes. When these were known: SimSiam, one seed of both arms, planned as one, to be kept too. All of these beside
-# other work.
+# commit 4328314, 88 minutes. When these were known: SimSiam, one seed of both arms, planned as one, to be kept too,
+# commit 64f41c2, 90 minutes. All of these beside other work.
 longer '^((byol|simclr|moco).* --seed [01]|simclr.* --seed 2|simsiam.* --seed 0) ' | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $longer runs/epochs180/*
 
