@@ -763,7 +763,8 @@ def transform_images(images, name, view, generator):
     """
     n, _, size, _ = images.shape
     x, all_of_them = images / 255, torch.ones(n, dtype=torch.bool)
-    usual = {"crop": view.crop if view.crop[0] < 1 else (0.2, 1.0), "jitter": view.jitter if view.p_jitter or any(view.jitter) else pairs.Augmentation.jitter}
+    usual = {"crop": view.crop if view.crop[0] < 1 else (0.2, 1.0),
+             "jitter": view.jitter if view.p_jitter or any(view.jitter) else pairs.Augmentation.jitter}
     draws = pairs.draw(replace(view, **usual), n, size, generator)
     if name == "crop":
         x = pairs.resized_crop(images, draws["box"], ~all_of_them)

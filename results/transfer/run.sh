@@ -107,9 +107,7 @@ baseline() {  # of 2 runs: MoCo's augmented arm for 180 epochs at its default te
   done
 }
 ignored() {  # of 2 runs: SimCLR's 60 epochs of `commands` once more, seed 0, in bf16, for evaluate.py invariance
-  for pairs in augmented semantic; do
-    echo "simclr.py --pairs $pairs --seed 0 --data $cifar --backbone convnet --epochs 60 --limit 20000 --warmup-epochs 10 --precision bfloat16 --out runs/epochs60-invariance/simclr-$pairs-seed0"
-  done
+  commands 60 runs/epochs60-invariance | grep "^simclr.* --seed 0 " | sed 's/$/ --precision bfloat16/'
 }
 kept=runs/kept  # what goes to results, at the end: a changed file there would mark the commit of later runs as dirty
 judge() {  # a folder of results, then runs

@@ -17,7 +17,8 @@ here = Path(__file__).parent
 METHODS = ["simclr", "moco", "byol", "simsiam"]
 # folder, methods, seeds
 PLANS = [("20 epochs", ".", METHODS, 5), ("60 epochs", "epochs60", METHODS, 5), ("60 epochs, float32", "finetune", ["simclr"], 5),
-         ("180 epochs", "epochs180", ["simclr"], 3), ("180 epochs", "epochs180", ["moco", "byol"], 2), ("180 epochs", "epochs180", ["simsiam"], 1)]
+         ("180 epochs", "epochs180", ["simclr"], 3), ("180 epochs", "epochs180", ["moco", "byol"], 2),
+         ("180 epochs", "epochs180", ["simsiam"], 1)]
 for what, folder, methods, seeds in PLANS:
     for method in methods:
         for images in "test", "validation":
@@ -29,4 +30,4 @@ for what, folder, methods, seeds in PLANS:
             more = [y - x for x, y in zip(*values)]
             mean, low, high = evaluate.interval(more)
             print(f"{what}, {method}, {images}: {sum(values[0]) / seeds:.3f} -> {sum(values[1]) / seeds:.3f}, {mean:+.3f}"
-                  f"{f' [{low:+.3f}, {high:+.3f}]' * (seeds > 1)} ({', '.join(f'{d:+.3f}' for d in more)})")
+                  + f" [{low:+.3f}, {high:+.3f}] ({', '.join(f'{d:+.3f}' for d in more)})" * (seeds > 1))
