@@ -497,7 +497,8 @@ def fine_tune(backbone, train, test, split=None, fraction=1.0, steps=1000, batch
     Trained on a `fraction` of the training images (classes in turn, at least one image of each). The learning rate
     is chosen on held-out training images, the same whatever the fraction; then the network is trained again on
     that fraction of all training images, drawn by the seed, and the test images are read once. split: as in linear_probe; with
-    it the learning rate is chosen on the same images whatever the seed.
+    it the learning rate is chosen on the same images whatever the seed. Raises UserError where training diverges: Diverged for a
+    backbone that has, before any step.
     """
     if batch_size < 2:
         raise UserError(f"--batch-size {batch_size}: BatchNorm needs 2 images or more")
@@ -506,15 +507,19 @@ def fine_tune(backbone, train, test, split=None, fraction=1.0, steps=1000, batch
     judged = lambda model, images, y: score(train.metric, features(model, images, what="classifying").cpu(), y)
     fit = lambda rows, lr: fit_all_layers(backbone, train, rows, lr, steps, batch_size, seed)
     of_kept, of_all, curve = share(kept), share(shuffled_by_turns(train.labels, seed)), {}
+    features(backbone, train.images[:1])  # tells a backbone that has diverged, which is no fault of a learning rate
     for lr in lrs:
         try:
             curve[lr] = judged(fit(of_kept, lr), train.images[held], train.labels[held])
         except Diverged:
             curve[lr] = -1.0  # below any accuracy: not chosen, were the others all wrong
     lr = max(curve, key=curve.get)
-    return {"accuracy": judged(fit(of_all, lr), test.images, test.labels), "metric": train.metric, "lr": lr, "validation": curve,
-            "fraction": fraction, "n_fitted": len(of_all), "steps": steps, "batch_size": batch_size, "seed": seed,
-            "precision": usual_precision(device_of(backbone))}
+    try:
+        accuracy = judged(fit(of_all, lr), test.images, test.labels)
+    except Diverged:
+        raise UserError(f"fine-tuning diverged at lr {lr:g}, the best of {lrs} on held-out images; try a larger --batch-size or another --seed") from None
+    return {"accuracy": accuracy, "metric": train.metric, "lr": lr, "validation": curve, "fraction": fraction, "n_fitted": len(of_all),
+            "steps": steps, "batch_size": batch_size, "seed": seed, "precision": usual_precision(device_of(backbone))}
 
 
 # ---------------------------------------------------------------------------------------- detection
@@ -1061,7 +1066,10 @@ class Run:
         if not self.first:
             return
         if log.exists():  # lines after the checkpoint are of steps that will be run again; the last may be cut off
-            lines = [line for line in log.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= self.step]
+            try:
+                lines = [line for line in log.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= self.step]
+            except (ValueError, LookupError):
+                raise UserError(f"{log} is damaged; remove the lines that are not whole, or the file: then curves.png shows what follows") from None
             pairs.write_whole(log, "".join(line + "\n" for line in lines).encode())
         last = dict(old)  # where it was last
         for place in old.get("resumed_elsewhere", []):

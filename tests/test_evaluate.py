@@ -361,6 +361,10 @@ def test_a_backbone_that_diverged_is_told_and_a_learning_rate_that_diverges_is_n
     monkeypatch.setattr(evaluate, "fit_all_layers", lambda backbone, train, rows, lr, *_: nn.Sequential(broken if lr == 0.1 else backbone, nn.Linear(width, 2)))
     found = evaluate.fine_tune(backbone, labelled(40, 0), labelled(20, 1), lrs=[0.1, 0.01])
     assert found["lr"] == 0.01 and found["validation"][0.1] == -1
+    with pytest.raises(UserError, match="fine-tuning diverged at lr 0.1, the best of .0.1. on held-out images"):
+        evaluate.fine_tune(backbone, labelled(40, 0), labelled(20, 1), lrs=[0.1])
+    with pytest.raises(evaluate.Diverged, match="features: not all are finite"):
+        evaluate.fine_tune(broken, labelled(40, 0), labelled(20, 1), lrs=[0.1, 0.01])
     always_wrong = nn.Sequential(backbone, nn.Linear(width, 3))  # it names class 2, of no image
     with torch.no_grad():
         always_wrong[1].weight.zero_(), always_wrong[1].bias.copy_(torch.tensor([0.0, 0.0, 1.0]))
@@ -1262,6 +1266,17 @@ def test_damaged_files_of_a_run_are_named(tmp_path):
     (run.folder / "config.json").write_text("[]")
     with pytest.raises(UserError, match="config.json is damaged .it holds no object"):
         evaluate.read_config(run.folder)
+
+
+def test_a_damaged_line_of_the_log_is_told_on_resume(tmp_path):
+    run = make_run(tmp_path)
+    for line in ('{"step": 1, "lo}', '{"epoch": 1}'):
+        (run.folder / "log.jsonl").write_text(line + '\n{"step": 1}\n')
+        with pytest.raises(UserError, match="log.jsonl is damaged; remove the lines that are not whole"):
+            make_run(tmp_path, resume=True)
+    (run.folder / "log.jsonl").write_text('{"step": 1}\n{"step": 99}\n{"st')
+    make_run(tmp_path, resume=True)
+    assert (run.folder / "log.jsonl").read_text() == ""
 
 
 def test_a_damaged_result_is_told_before_the_evaluation(tmp_path, monkeypatch):
