@@ -10,12 +10,12 @@
     t        projections (N, d) of the target network, a constant to the loss
     p        predictions (N, d), from z, of the other view's t
 
-What changes relative to simsiam.py: what is predicted, t, comes from a slowly moving copy of the network, the exponential
-moving average (EMA) of its weights, slower still as its decay rises to 1, and so a steadier target than the network of the
-moment; the projector does not end in a BatchNorm; the predictor's hidden layer is wider than its output (there: at most as
-wide); a ResNet's blocks do not start as the identity; the learning rate warms up, and the predictor's falls too; and the loss
-is the sum, not the mean, of both directions, in squared distances: its gradient is four times SimSiam's. (The average helps
-accuracy; SimSiam shows that it is not what prevents collapse.)
+What changes relative to simsiam.py: the target t comes from a slowly moving copy of the network, the exponential moving
+average (EMA) of its weights, steadier than the network of the moment; its decay rises to 1, so the copy gets slower still. (It
+helps accuracy; SimSiam shows that it is not what prevents collapse.) The projector does not end in a BatchNorm. The predictor's
+hidden layer is wider than its output (there: at most as wide). A ResNet's blocks do not start as the identity. The learning
+rate warms up, and the predictor's falls too. The loss is the sum, not the mean, of both directions, in squared distances: its
+gradient is four times SimSiam's.
 
 Deviations from the paper and its official code
   1. SGD with momentum by default: batches here are 64-512, LARS (--optimizer lars) is for thousands. SGD's weight
@@ -65,7 +65,7 @@ def parse_args(argv=None):
     add, default = parser.add_argument, pairs.default_help(RECIPES)
     # -- shared by the four methods, word for word
     add("--pairs", default="augmented", help="augmented: two views of one image; semantic: two images of one class; FILE.csv: a curated list with columns image_a,image_b [augmented]")
-    add("--arm", default="semantic", choices=["semantic", "augmented"], help="with FILE.csv, augmented: each row's image_a is paired with itself, the matched baseline [semantic]")
+    add("--arm", default="semantic", choices=["semantic", "augmented"], help="for FILE.csv only: semantic, its pairs, or augmented, each image_a with itself, the matched baseline [semantic]")
     add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs kept, redrawn every epoch; the rest become augmented: how few suffice? [1]")
     add("--false-pairs", type=pairs.fraction, default=0.0, help="share of the semantic (or the list's) partners drawn from another category, redrawn every epoch: what does curation buy? [0]")
     add("--data", type=pairs.named, help=f"scenes; a folder of class folders, with train/ and test/ or without; or {', '.join(pairs.TORCHVISION_SETS)}; with FILE.csv the folder that its paths are relative to, by default the list's own, and then the run is not judged [scenes]")
@@ -83,7 +83,7 @@ def parse_args(argv=None):
     add("--seed", type=pairs.seed_int, default=0, help="seed of the scenes, the weights, the order, the partners and the augmentation [0]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
     add("--precision", choices=["bfloat16", "float32"], help="number format of the networks (losses: always float32); float32 is the same on every machine but for rounding [bfloat16 where that is faster]")
-    add("--compile", nargs="?", default=False, const="reduce-overhead", choices=["default", "reduce-overhead", "max-autotune"], help="torch.compile the networks, in this mode or, if none is named, reduce-overhead; the last two use CUDA graphs, without which it did not pay on a GPU. Costs time at the start, and gains little on a CPU (README, Speed) [off]")
+    add("--compile", nargs="?", default=False, const="reduce-overhead", choices=["default", "reduce-overhead", "max-autotune"], help="torch.compile the networks, in this mode or, if none is named, reduce-overhead; all but default use CUDA graphs, without which it did not pay on a GPU. Costs time at the start, and gains little on a CPU (README, Speed) [off]")
     add("--out", help="run folder [runs/<method>-<pairs>-<data>-seed<seed>]")
     add("--resume", action="store_true", help="go on from the run folder's checkpoint, with the same options")
     add("--without", default="", help="transforms to switch off, comma-separated: crop, flip, jitter, gray, blur, solarize [none]")
@@ -97,7 +97,7 @@ def parse_args(argv=None):
     add("--projection-dim", type=pairs.positive_int, help=f"width d of projections and predictions (Sec. 3.3: 256) {default('projection_dim')}")
     add("--ema-decay", type=pairs.fraction, help=f"the target's decay at step 0; from there it rises along a cosine to 1 (Sec. 3.3: 0.996 for 1000 epochs) {default('ema_decay')}")
     add("--warmup-epochs", type=pairs.nonnegative_float, help=f"epochs of linear warm-up (Sec. 3.3: 10); by default at most a tenth of all {default('warmup_epochs')}")
-    add("--optimizer", default="sgd", choices=["sgd", "lars"], help="sgd with momentum; lars for batches of thousands (the paper's), with --lr and --weight-decay of its own [sgd]")
+    add("--optimizer", default="sgd", choices=["sgd", "lars"], help="sgd with momentum; lars for batches of thousands (the paper's), which needs --lr and --weight-decay of its own [sgd]")
     parser.set_defaults(usual_blur=[1.0, 0.1])  # what pairs.make_views takes without --blur, from 64 px
     return pairs.parse(parser, argv, RECIPES)
 
@@ -139,13 +139,13 @@ class BYOL(nn.Module):
 # --------------------------------------------------------------------------------------------- LOSS
 
 
-def regression_loss(p, z):
-    """Squared distance of the unit vectors, 2 - 2 cos(p, z), the mean over the batch (BYOL, Eq. 2).
+def regression_loss(p, t):
+    """Squared distance of the unit vectors, 2 - 2 cos(p, t), the mean over the batch (BYOL, Eq. 2).
 
-    p, z: (N, d), of any norm: predictions, and the target network's projections, which are constants: no gradient goes to them.
+    p, t: (N, d), of any norm: predictions, and the target network's projections, which are constants: no gradient goes to them.
     Between 0 and 4; the log has the sum of both directions.
     """
-    return (2 - 2 * F.cosine_similarity(p, z.detach(), dim=1)).mean()
+    return (2 - 2 * F.cosine_similarity(p, t.detach(), dim=1)).mean()
 
 
 # ---------------------------------------------------------------------------------------- SCHEDULES
@@ -154,7 +154,7 @@ def regression_loss(p, z):
 def learning_rate(step, total, peak, warmup):
     """Linear warm-up from peak / warmup (official: from 0) over `warmup` steps, then half a cosine to 0 at step = total."""
     if step < warmup:
-        return peak * min(1, (step + 1) / warmup)
+        return peak * min(1, (step + 1) / warmup)  # above 1 only where warmup is no whole number
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 
@@ -180,8 +180,8 @@ class LARS(torch.optim.SGD):
     def step(self):
         for w in (w for group in self.param_groups for w in group["params"] if w.ndim > 1 and w.grad is not None):
             g = w.grad + self.decay * w
-            scale = self.trust * w.norm() / g.norm()
-            w.grad = g * torch.where(scale.isfinite() & (scale > 0), scale, 1.0)
+            w_norm, g_norm = w.norm(), g.norm()
+            w.grad = g * torch.where((w_norm > 0) & (g_norm > 0), self.trust * w_norm / g_norm, 1.0)
         super().step()
 
 

@@ -12,8 +12,8 @@ RUN is a folder such as runs/simclr-semantic-scenes-seed0. All but `compare` als
 --backbone-file FILE --backbone resnet50 instead of RUN.
 
 The rules, for every number that this file prints:
-  1. a frozen backbone is frozen: features come from the backbone, not the projection head, in eval mode, computed
-     once; the backbone is compared with a copy of itself afterwards and must be bit-identical;
+  1. a frozen backbone is frozen: features come from the backbone, not the projection head, computed once, by a copy in
+     eval mode, which must equal the backbone bit for bit afterwards;
   2. nothing is chosen on test images: the probe's L2 strength and the learning rate of fine-tuning are chosen on
      the data's own validation split, or a fifth of its training images; then the head is fitted again on training
      and validation images together, and scored once on the test images;
@@ -274,7 +274,7 @@ def device_of(model):
 def features(backbone, images, batch_size=256, what="features"):
     """Features (N, d) float32 of uint8 images (N, 3, S, S), in eval mode, on the backbone's device.
 
-    Computed by a copy, so that the backbone keeps its modes. Raises AssertionError when the pass changed the copy (a head must
+    Computed by a copy, so that the backbone stays in train or eval mode. Raises AssertionError when the pass changed the copy (a head must
     not move what it judges), Diverged when features are not finite.
     """
     device = device_of(backbone)
@@ -288,12 +288,12 @@ def features(backbone, images, batch_size=256, what="features"):
     if not h.isfinite().all():
         raise Diverged(f"{what}: not all are finite, so the network has diverged; train it with a lower --lr or a larger --batch-size")
     given = backbone.state_dict()
-    assert all(torch.equal(v, given[k]) for k, v in frozen.state_dict().items()), "the backbone moved"
+    assert all(torch.equal(v, given[k]) for k, v in frozen.state_dict().items()), "the pass changed the network"
     return h
 
 
 def knn(train_x, train_y, test_x, test_y, k=200, temperature=0.1):
-    """Accuracy of the weighted k-nearest-neighbour classifier (Wu et al. 2018, Sec. 3.4).
+    """Accuracy of the weighted k-nearest-neighbour classifier (Wu et al. 2018, Sec. 3.4; there temperature 0.07, 0.1 is lightly's).
 
     Cosine similarity s of features (N, d); each of the k nearest training images votes exp(s / temperature)
     for its class, int64 (N,). k is cut to the number of training images.
@@ -395,7 +395,7 @@ def linear_probe(train_x, train_y, test_x, test_y, classes, grid=L2_GRID, split=
     """Linear probe on frozen features (N, d): {"accuracy", "metric", "l2", "validation": {l2: accuracy}}.
 
     Features are standardised with the training mean and standard deviation. The L2 strength is the one of the grid that is
-    best on some of the training rows (if equal, the stronger one); the probe is fitted again on all of them; the test images
+    best on held-out training rows (of equals the stronger one); the probe is fitted again on all training rows; the test images
     are read once (Kornblith et al. 2019, Sec. A.4, with 45 strengths). Labels are int64 (N,), for several classes an image
     (N, classes). split: (rows to choose on, rows to train on), else a_fifth. "accuracy" is in the metric named (see `score`).
     """
@@ -864,7 +864,7 @@ def collapse_signals(z):
     """
     z = F.normalize(z.cpu().double(), dim=1)  # Apple's GPUs have no float64
     gram = z @ z.T if len(z) < z.shape[1] else z.T @ z
-    s = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()  # z's singular values, faster than by an SVD; a GPU is idle meanwhile
+    s = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()  # z's singular values; an SVD is slower, and a GPU waits for this
     rank = torch.special.entr(F.normalize(s, p=1, dim=0)).sum().exp()
     return (z.std(0).mean() * math.sqrt(z.shape[1])).item(), rank.item()
 

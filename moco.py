@@ -16,8 +16,8 @@ SimCLR's negatives are limited by its batch; a queue offers K of them, of which 
 encoded K / N steps ago; their encoder changes slowly, so that old and new keys stay comparable (MoCo, Sec. 3.2).
 
 BatchNorm must not mark the right key. Of a query's K + 1 candidates only its own key comes from the same batch, and if both
-had passed BatchNorm in the same company, their common statistics could tell it from the queue, with no need to look at the
-image (MoCo, Sec. 3.3). The paper spreads a batch over 8 GPUs, each with its own statistics, and shuffles the keys among them.
+were normalised over the same images, their shared statistics could give it away, with no need to look at the image (MoCo,
+Sec. 3.3). The paper spreads a batch over 8 GPUs, each with its own statistics, and shuffles the keys among them.
 Here one device does the same: BatchNorm takes its statistics over --bn-splits separate parts of the batch; the images of the
 keys are shuffled before that, and the keys put back in order after.
 
@@ -69,7 +69,7 @@ def parse_args(argv=None):
     add, default = parser.add_argument, pairs.default_help(RECIPES)
     # -- shared by the four methods, word for word
     add("--pairs", default="augmented", help="augmented: two views of one image; semantic: two images of one class; FILE.csv: a curated list with columns image_a,image_b [augmented]")
-    add("--arm", default="semantic", choices=["semantic", "augmented"], help="with FILE.csv, augmented: each row's image_a is paired with itself, the matched baseline [semantic]")
+    add("--arm", default="semantic", choices=["semantic", "augmented"], help="for FILE.csv only: semantic, its pairs, or augmented, each image_a with itself, the matched baseline [semantic]")
     add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs kept, redrawn every epoch; the rest become augmented: how few suffice? [1]")
     add("--false-pairs", type=pairs.fraction, default=0.0, help="share of the semantic (or the list's) partners drawn from another category, redrawn every epoch: what does curation buy? [0]")
     add("--data", type=pairs.named, help=f"scenes; a folder of class folders, with train/ and test/ or without; or {', '.join(pairs.TORCHVISION_SETS)}; with FILE.csv the folder that its paths are relative to, by default the list's own, and then the run is not judged [scenes]")
@@ -87,7 +87,7 @@ def parse_args(argv=None):
     add("--seed", type=pairs.seed_int, default=0, help="seed of the scenes, the weights, the order, the partners and the augmentation [0]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
     add("--precision", choices=["bfloat16", "float32"], help="number format of the networks (losses: always float32); float32 is the same on every machine but for rounding [bfloat16 where that is faster]")
-    add("--compile", nargs="?", default=False, const="reduce-overhead", choices=["default", "reduce-overhead", "max-autotune"], help="torch.compile the networks, in this mode or, if none is named, reduce-overhead; the last two use CUDA graphs, without which it did not pay on a GPU. Costs time at the start, and gains little on a CPU (README, Speed) [off]")
+    add("--compile", nargs="?", default=False, const="reduce-overhead", choices=["default", "reduce-overhead", "max-autotune"], help="torch.compile the networks, in this mode or, if none is named, reduce-overhead; all but default use CUDA graphs, without which it did not pay on a GPU. Costs time at the start, and gains little on a CPU (README, Speed) [off]")
     add("--out", help="run folder [runs/<method>-<pairs>-<data>-seed<seed>]")
     add("--resume", action="store_true", help="go on from the run folder's checkpoint, with the same options")
     add("--without", default="", help="transforms to switch off, comma-separated: crop, flip, jitter, gray, blur, solarize [none]")
@@ -102,7 +102,7 @@ def parse_args(argv=None):
     add("--projection-dim", type=pairs.positive_int, default=128, help="width d of queries and keys (v1, Sec. 3.3) [128]")
     add("--queue-size", type=pairs.positive_int, help=f"negatives K, a multiple of the batch (v1, Sec. 4.1: 65536) {default('queue_size')}")
     add("--ema-decay", type=pairs.fraction, default=0.99, help="of the key encoder, per step (v1, Sec. 3.2: 0.999; CIFAR-10 demo: 0.99) [0.99]")
-    add("--bn-splits", type=pairs.positive_int, help=f"parts of the batch (of several GPUs: of each one's share) with BatchNorm statistics of their own (paper: 8 GPUs, 1 part each; a single part tells the right key from the queue) {default('bn_splits')}")
+    add("--bn-splits", type=pairs.positive_int, help=f"parts of the batch (of several GPUs: of each one's share) with BatchNorm statistics of their own (paper: 8 GPUs, 1 part each; with a single part the statistics give the right key away) {default('bn_splits')}")
     return pairs.parse(parser, argv, RECIPES)
 
 
@@ -130,12 +130,12 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def in_turn(self, x):
         momentum = 1 - (1 - self.momentum) ** (1 / self.parts)  # all parts together move the running statistics as one batch would
-        state = self.running_mean, self.running_var, self.weight, self.bias, True, momentum, self.eps
-        return torch.cat([F.batch_norm(part, *state) for part in x.chunk(self.parts)])
+        normalize = lambda part: F.batch_norm(part, self.running_mean, self.running_var, self.weight, self.bias, True, momentum, self.eps)
+        return torch.cat([normalize(part) for part in x.chunk(self.parts)])
 
     def at_once(self, x):
-        """The same for a GPU, where every operation costs a launch: to an instance norm each part is an instance. Only sums are in
-        another order, and in the running statistics all parts count equally, in turn later ones slightly more."""
+        """The same in one operation, as each costs a launch on a GPU: an instance norm takes each part for an instance. Equal but for
+        rounding and the running statistics: here all parts count equally, in `in_turn` later ones slightly more."""
         x = x.unflatten(0, (self.parts, -1)).transpose(1, 2)  # (parts, C, N / parts, ...)
         x = F.instance_norm(x, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum, self.eps)
         x = x.movedim(1, -1).contiguous().movedim(-1, 2).flatten(0, 1)  # channels last in memory, as it came
@@ -250,7 +250,7 @@ def main():
         raise pairs.UserError(f"--batch-size {args.batch_size} must be a multiple, twice or more, of --bn-splits {args.bn_splits}"
                               + (f" times {processes} processes" if processes > 1 else "") + "; change one of the two")
     if parts == 1:
-        print("note: with --bn-splits 1 BatchNorm's statistics tell the right key from the queue", flush=True)
+        print("note: with --bn-splits 1 BatchNorm's statistics give the right key away", flush=True)
     if args.queue_size % args.batch_size:
         raise pairs.UserError(f"--queue-size {args.queue_size} must be a multiple of --batch-size {args.batch_size}")
     source = pairs.load_pairs(args)

@@ -90,7 +90,7 @@ ARMS = ("augmented", "semantic")  # the kinds of --pairs; any other is the file 
 
 @dataclass
 class ImageSet:
-    """Labelled images in memory: uint8 images (N, 3, S, S), int64 labels (N,), names of the classes.
+    """Labelled images: uint8 (N, 3, S, S), those of folders mapped from disk; int64 labels (N,), names of the classes.
 
     Where an image may show several classes, the labels are (N, classes): 1 shown, 0 not shown, -1 difficult (not counted).
     metric is the one that publications use for the set: "top-1", "mean per class" or "11-point mAP". files_crc32 is a check
@@ -223,10 +223,10 @@ def batches(source, epoch, batch_size, view1, view2, device, images=None, at_onc
     """Yields the batches (x1, x2) of an epoch of the Pairs `source`, each float (batch_size, 3, S, S), augmented on `device`.
 
     x1 shows the anchors under `view1`, x2 the partners under `view2`. The last, smaller batch is dropped:
-    batch statistics and MoCo's queue need equal batches. `images` is the pool, if already on the device. Of
-    several processes each gets its share of every batch, batch_size / processes pairs. On a GPU several batches are
-    augmented together, `at_once` pixel values, as every operation costs a launch; their views are the same as one by one. The first
-    batch is alone, so that the GPU has work while the host draws for the others.
+    batch statistics and MoCo's queue need equal batches. `images` is the pool as to_device returned it. Of several
+    processes each gets its share of every batch, batch_size / processes pairs. On a GPU several batches, about `at_once` pixel
+    values, are augmented together, as every operation costs a launch; their views are the same as one by one. The first batch is
+    alone, so that the GPU has work while the host draws for the others.
     """
     images = to_device(source.pool.images, device) if images is None else images
     rank, world = rank_and_world()
@@ -433,7 +433,7 @@ def color_jitter(x, chosen, factors, order):
     ColorJitter); factors and order (N, 4) as drawn.
 
     With a factor f, the first three are f x, f x + (1 - f) mean(gray(x)) and f x + (1 - f) gray(x). Hue is costly, so it
-    is computed once, for all images, sorted by its place among the four. The k-th of the other three operations comes
+    is computed once for all: images are sorted by hue's place among the four. The k-th of the other three operations comes
     after hue in the first after[k] images, and before it in the rest: hence a loop, hue, and a loop.
     """
     place = (order == 3).int().argmax(1)

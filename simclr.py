@@ -13,8 +13,8 @@ and the 2N - 2 negatives make "all embeddings equal" costly. A low temperature g
 weight. Evaluation takes h, because z loses what the loss has no use for (Sec. 4.2).
 
 Deviations from the paper and google-research/simclr
-  1. SGD with momentum by default (--optimizer lars: the paper's, for batches of thousands; the official code's default, for its
-     512 of CIFAR-10 too). SGD's weight decay includes biases and BatchNorm (official: neither).
+  1. SGD with momentum by default (--optimizer lars: the paper's, for batches of thousands; the official code's default, even
+     for CIFAR-10 at 512). SGD's weight decay includes biases and BatchNorm (official: neither).
   2. The loss is the mean over the 2N anchors, as in the paper's Algorithm 1; the official code sums the means of
      the two views, which is twice that.
   3. Inputs are normalised with ImageNet's mean and standard deviation (official: [0, 1]), so that one input
@@ -61,7 +61,7 @@ def parse_args(argv=None):
     add, default = parser.add_argument, pairs.default_help(RECIPES)
     # -- shared by the four methods, word for word
     add("--pairs", default="augmented", help="augmented: two views of one image; semantic: two images of one class; FILE.csv: a curated list with columns image_a,image_b [augmented]")
-    add("--arm", default="semantic", choices=["semantic", "augmented"], help="with FILE.csv, augmented: each row's image_a is paired with itself, the matched baseline [semantic]")
+    add("--arm", default="semantic", choices=["semantic", "augmented"], help="for FILE.csv only: semantic, its pairs, or augmented, each image_a with itself, the matched baseline [semantic]")
     add("--semantic-share", type=pairs.fraction, default=1.0, help="share of the semantic (or the list's) pairs kept, redrawn every epoch; the rest become augmented: how few suffice? [1]")
     add("--false-pairs", type=pairs.fraction, default=0.0, help="share of the semantic (or the list's) partners drawn from another category, redrawn every epoch: what does curation buy? [0]")
     add("--data", type=pairs.named, help=f"scenes; a folder of class folders, with train/ and test/ or without; or {', '.join(pairs.TORCHVISION_SETS)}; with FILE.csv the folder that its paths are relative to, by default the list's own, and then the run is not judged [scenes]")
@@ -79,7 +79,7 @@ def parse_args(argv=None):
     add("--seed", type=pairs.seed_int, default=0, help="seed of the scenes, the weights, the order, the partners and the augmentation [0]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
     add("--precision", choices=["bfloat16", "float32"], help="number format of the networks (losses: always float32); float32 is the same on every machine but for rounding [bfloat16 where that is faster]")
-    add("--compile", nargs="?", default=False, const="reduce-overhead", choices=["default", "reduce-overhead", "max-autotune"], help="torch.compile the networks, in this mode or, if none is named, reduce-overhead; the last two use CUDA graphs, without which it did not pay on a GPU. Costs time at the start, and gains little on a CPU (README, Speed) [off]")
+    add("--compile", nargs="?", default=False, const="reduce-overhead", choices=["default", "reduce-overhead", "max-autotune"], help="torch.compile the networks, in this mode or, if none is named, reduce-overhead; all but default use CUDA graphs, without which it did not pay on a GPU. Costs time at the start, and gains little on a CPU (README, Speed) [off]")
     add("--out", help="run folder [runs/<method>-<pairs>-<data>-seed<seed>]")
     add("--resume", action="store_true", help="go on from the run folder's checkpoint, with the same options")
     add("--without", default="", help="transforms to switch off, comma-separated: crop, flip, jitter, gray, blur, solarize [none]")
@@ -93,7 +93,7 @@ def parse_args(argv=None):
     add("--hidden-dim", type=pairs.positive_int, help="width of the projector's hidden layer (as in the official code) [the features' width]")
     add("--projection-dim", type=pairs.positive_int, default=128, help="width d of the embedding (Sec. 2.3) [128]")
     add("--warmup-epochs", type=pairs.nonnegative_float, help=f"epochs of linear warm-up (Sec. 2.3: 10); by default at most a tenth of all {default('warmup_epochs')}")
-    add("--optimizer", default="sgd", choices=["sgd", "lars"], help="sgd with momentum; lars for batches of thousands (the paper's), with --lr and --weight-decay of its own [sgd]")
+    add("--optimizer", default="sgd", choices=["sgd", "lars"], help="sgd with momentum; lars for batches of thousands (the paper's), which needs --lr and --weight-decay of its own [sgd]")
     return pairs.parse(parser, argv, RECIPES)
 
 
@@ -140,7 +140,7 @@ def nt_xent(z1, z2, temperature):
 def learning_rate(step, total, peak, warmup):
     """Linear warm-up from peak / warmup (official: from 0) over `warmup` steps, then half a cosine to 0 at step = total."""
     if step < warmup:
-        return peak * min(1, (step + 1) / warmup)
+        return peak * min(1, (step + 1) / warmup)  # above 1 only where warmup is no whole number
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 
@@ -161,8 +161,8 @@ class LARS(torch.optim.SGD):
     def step(self):
         for w in (w for group in self.param_groups for w in group["params"] if w.ndim > 1 and w.grad is not None):
             g = w.grad + self.decay * w
-            scale = self.trust * w.norm() / g.norm()
-            w.grad = g * torch.where(scale.isfinite() & (scale > 0), scale, 1.0)
+            w_norm, g_norm = w.norm(), g.norm()
+            w.grad = g * torch.where((w_norm > 0) & (g_norm > 0), self.trust * w_norm / g_norm, 1.0)
         super().step()
 
 
