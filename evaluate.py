@@ -141,10 +141,13 @@ def load_backbone(run):
         raise UserError(f"{run} has not finished an epoch: let it end, or go on with --resume")
     if said := unfinished(config):
         print(f"note: {run} {said}", flush=True)
+    file = Path(run) / "backbone.pt"
+    if not file.is_file():
+        raise UserError(f"{file} is missing (runs below results/ come without weights): copy the whole folder, or train the run again")
     torch.manual_seed(config["seed"])
     untrained = new_backbone(config)
     trained = copy.deepcopy(untrained)
-    load_weights(trained, Path(run) / "backbone.pt")
+    load_weights(trained, file)
     return trained, untrained
 
 
@@ -1044,8 +1047,13 @@ class Run:
                             "without --resume" + ", after removing that folder" * self.folder.exists())
         on_first(self._hold)
         old = read_config(self.folder)
+
+        def same(name):
+            a, b = old.get(name), self.config[name]
+            return a == b or name in ("data", "pairs") and None not in (a, b) and Path(a).resolve() == Path(b).resolve()
+
         for name in self.config:
-            if name not in WHERE_IT_RUNS | ELSEWHERE and old.get(name) != self.config[name]:
+            if name not in WHERE_IT_RUNS | ELSEWHERE and not same(name):
                 changed = f"{name} was {old.get(name)} in {self.folder} and is {self.config[name]} now; keep it"
                 if name == "files_crc32":
                     changed = f"the files of --data, or the pairs of the list, are not those of {self.folder}; bring them back"
@@ -1261,6 +1269,8 @@ def default_data(config):
 def load_splits(config, data, root=None, download=False, skip_bad=False, cache=None, splits=("train", "test", "val")):
     """The ImageSets of the splits (None where there is no val) of `data` as the run of this config saw or would have seen them."""
     own = config["data"] if config["pairs"] in pairs.ARMS else None  # a list is of files that it names, and the limit is of its rows
+    if data == config["data"] and data not in pairs.DATA_SETS and not Path(data).is_dir():
+        raise UserError(f"the run was trained on {data}, and there is no such folder here: say with --data where it is, or start where it was trained")
     alike = own and Path(data).name == Path(own).name and (data in pairs.DATA_SETS) == (own in pairs.DATA_SETS)  # ./cifar10 is not cifar10
     load = lambda split, limit: pairs.load_images(data, split, config["image_size"], limit, config["seed"], root or config["root"], download,
                                                   skip_bad or config.get("skip_bad", False), cache or config.get("cache", "cache"))
@@ -1543,6 +1553,8 @@ def compare(runs, by=(), only=()):
             for measure in dict.fromkeys(measure for *_, found in chosen for measure in found):
                 if not only or any(asked_for(measure, name) for name in only):
                     rows.append(compare_one(method, data + control, measure, [m for m in chosen if measure in m[2]]))
+    if not rows:
+        raise UserError("these runs hold no evaluation: first python evaluate.py linear RUN, for each")
     return rows
 
 
@@ -1719,13 +1731,13 @@ def parse_args(argv=None):
         sub.add_argument("--backbone-file", help="instead of a run: a file of weights with torchvision's key names; only a classifier may be left over")
         sub.add_argument("--backbone", type=architecture, help="its architecture: convnet, or a classification model of torchvision")
         sub.add_argument("--image-size", type=pairs.positive_int, help="with --backbone-file: side of the images in pixels; up to 64 a ResNet has the CIFAR stem [the run's if the file lies in a run folder, else 224]")
-        sub.add_argument("--out", help="with --backbone-file: folder for the results [runs/<backbone>-<file>]")
+        sub.add_argument("--out", type=pairs.named, help="with --backbone-file: folder for the results [runs/<backbone>-<file>]")
         sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
         if name != "detect":
-            sub.add_argument("--root", help="folder of torchvision's data sets [the run's]")
+            sub.add_argument("--root", type=pairs.named, help="folder of torchvision's data sets [the run's]")
             sub.add_argument("--download", action="store_true", help="let torchvision download the data sets")
             sub.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read, and say which, instead of stopping [the run's]")
-            sub.add_argument("--cache", help="folder for decoded image files, kept for later [the run's]")
+            sub.add_argument("--cache", type=pairs.named, help="folder for decoded image files, kept for later [the run's]")
         if name in TITLES:  # the heads, see judge
             usual = "" if name == "transfer" else " [the run's]"
             sub.add_argument("--data", type=pairs.named, nargs="+", required=name == "transfer", help=f"{sets}; or folders of class folders{usual}")
@@ -1756,7 +1768,7 @@ def parse_args(argv=None):
     add = command("compare", "semantic against augmented pairs, over matched runs and equal seeds", "*").add_argument
     add("--by", nargs="+", default=[], help="pretraining options in which runs may differ, with separate rows for each value, e.g. --by without backbone")
     add("--measure", nargs="+", default=[], help='only these measures, e.g. "linear scenes-held-out", or linear for all of its data sets [all]')
-    add("--out", default="comparison", help="folder for comparison.md, comparison.csv and comparison.png [comparison]")
+    add("--out", type=pairs.named, default="comparison", help="folder for comparison.md, comparison.csv and comparison.png [comparison]")
     return parser.parse_args(argv)
 
 

@@ -516,6 +516,8 @@ def solarize(x, threshold=0.5):
 @contextmanager
 def picture():
     """For functions that draw: no window, and names are shown as they are: a class may be called $5, which is no formula."""
+    if "matplotlib" not in sys.modules:
+        os.environ["MPLBACKEND"] = "agg"  # programs started from a notebook inherit its backend, which may not be installed here
     import matplotlib  # only where a picture is drawn
 
     matplotlib.use("Agg")
@@ -694,9 +696,9 @@ def read_rows(file, folder=None):
     keep = {"": True, "1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}
     rows = []
 
-    def path_of(name):  # in one spelling; spaces around it are part of it only if there is such a file
-        exact = folder / name
-        return Path(os.path.normpath(exact if name == name.strip() or exact.is_file() else folder / name.strip()))
+    def path_of(name):  # in one spelling; spaces around it, and backslashes (of Windows), are part of it only if there is such a file
+        exact, plain = folder / name, name.strip().replace("\\", "/")
+        return Path(os.path.normpath(exact if name == plain or exact.is_file() else folder / plain))
 
     try:
         with open(file, newline="", encoding="utf-8-sig") as opened:
@@ -1517,7 +1519,7 @@ def run_cli(main):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal has no sign for
     try:
         main()
-        sys.stdout.flush()  # here, where it is no bug if what reads the output has ended
+        print(end="", flush=True)  # here, where it is no bug if what reads the output has ended
         return
     except UserError as error:
         mistake = error
@@ -1583,7 +1585,8 @@ fraction = number(float, lambda value: 0 <= value <= 1, "between 0 and 1")
 
 
 def named(data):
-    """--data without ./ and a last slash; ., .. and ./cifar10, which is that folder and not the data set, as absolute paths."""
+    """The name of a data set or a folder, without ./ and a last slash; ., .. and ./cifar10, which is that folder and not the data set,
+    as absolute paths. A type for argparse."""
     if not data:
         raise argparse.ArgumentTypeError("an empty name; is a variable of the shell not set?")
     path = Path(data)
@@ -1616,8 +1619,6 @@ def parse(parser, argv, recipes):
     args.without = ",".join(name for name in Augmentation.SWITCHES if name in off)  # each once, in one order
     if args.jitter[3] > 0.5:
         raise UserError(f"--jitter: the hue's strength, {args.jitter[3]}, is more than half a turn, 0.5")
-    if empty := [name for name in ("root", "cache", "out") if getattr(args, name) == ""]:
-        raise UserError(f"--{empty[0]}: an empty name; is a variable of the shell not set?")
     if "warmup_epochs" in args and args.warmup_epochs >= args.epochs:
         raise UserError(f"--warmup-epochs {args.warmup_epochs:g} of --epochs {args.epochs}: the learning rate would never fall; warm up for less")
     if args.arm == "augmented" and not is_list:
@@ -1897,7 +1898,7 @@ def main():
     said = "Writes a list of pairs (image_a, image_b, category, keep) and contact sheets. Drop wrong rows, or set keep to 0."
     add = commands.add_parser("propose", help="propose pairs, with contact sheets to look at", description=said).add_argument
     add("--data", required=True, help="a folder of class folders, with train/ or without; or, with --by features, of images")
-    add("--out", default="pairs.csv", help="the list; contact sheets are written beside it [pairs.csv]")
+    add("--out", type=named, default="pairs.csv", help="the list; contact sheets are written beside it [pairs.csv]")
     add("--count", type=positive_int, help="number of pairs, balanced over the classes [one for each image]")
     add("--show", type=positive_int, help="contact sheets of the first N pairs only, a balanced sample [all]")
     add("--by", default="random", choices=["random", "features"], help="random: within the class; features: the nearest neighbour in a backbone's features [random]")
@@ -1906,7 +1907,7 @@ def main():
     add("--ignore-labels", action="store_true", help="with --by features: neighbours of any class; some pairs are false then")
     add("--image-size", type=positive_int, help="with --by features: side of the images in pixels, which decides a ResNet's stem [the run's if the file lies in a run folder, else the first image's, at most 224]")
     add("--skip-bad", action="store_true", help="leave out images that cannot be read")
-    add("--cache", default="cache", help="folder for the decoded images, kept for later [cache]")
+    add("--cache", type=named, default="cache", help="folder for the decoded images, kept for later [cache]")
     add("--seed", type=seed_int, default=0, help="random seed of the partners and the order [0]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... [cuda if there is one]")
     add = commands.add_parser("check", help="check a pair list; exit status 1 if something is wrong").add_argument

@@ -57,6 +57,9 @@ def test_runs_that_are_not_matched_are_refused_by_the_settings_name(make):
     with pytest.raises(UserError, match="semantic pairs, seed 0 is there already"):
         evaluate.compare([*fine, make("semantic", 0, 0.6)])
     run = make("semantic", 5, 0.6)
+    (run / "result.json").write_text("{}")
+    with pytest.raises(UserError, match="these runs hold no evaluation"):
+        evaluate.compare([run])
     (run / "result.json").unlink()
     with pytest.raises(UserError, match="no result.json: evaluate it first"):
         evaluate.compare([run])

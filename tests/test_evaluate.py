@@ -1245,7 +1245,9 @@ def test_the_limit_of_a_run_holds_for_its_data_however_it_is_named(tmp_path, mon
     assert sizes == [4, 8]  # the run's own data elsewhere, and another folder of that name
 
 
-def test_data_are_loaded_as_for_the_run_unless_told_otherwise(monkeypatch):
+def test_data_are_loaded_as_for_the_run_unless_told_otherwise(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
     asked = []
     monkeypatch.setattr(pairs, "load_images", lambda *given: asked.append(given) or labelled(4, 0))
     config = {"data": "photos", "pairs": "semantic", "limit": None, "image_size": 8, "seed": 3, "root": "there", "skip_bad": True, "cache": "c"}
@@ -1254,6 +1256,9 @@ def test_data_are_loaded_as_for_the_run_unless_told_otherwise(monkeypatch):
     evaluate.load_splits({k: v for k, v in config.items() if k != "cache"}, "photos", splits=["test"])  # of weights from elsewhere
     assert asked == [("photos", "test", 8, None, 3, "there", False, True, "c"), ("photos", "test", 8, None, 3, "here", True, True, "other"),
                      ("photos", "test", 8, None, 3, "there", False, True, "cache")]
+    (tmp_path / "photos").rmdir()
+    with pytest.raises(UserError, match="the run was trained on photos, and there is no such folder here"):
+        evaluate.load_splits(config, "photos", splits=["test"])
 
 
 def test_damaged_files_of_a_run_are_named(tmp_path):
@@ -1266,6 +1271,23 @@ def test_damaged_files_of_a_run_are_named(tmp_path):
     (run.folder / "config.json").write_text("[]")
     with pytest.raises(UserError, match="config.json is damaged .it holds no object"):
         evaluate.read_config(run.folder)
+
+
+def test_a_run_without_weights_says_so(tmp_path):
+    run = make_run(tmp_path)
+    run.save(2)
+    (run.folder / "backbone.pt").unlink()
+    with pytest.raises(UserError, match="backbone.pt is missing .runs below results/ come without weights."):
+        evaluate.load_backbone(run.folder)
+
+
+def test_resume_takes_the_same_data_under_another_spelling_and_no_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path, files=1, data="photos", pairs="semantic")
+    make_run(tmp_path, files=1, data=tmp_path / "photos", pairs="semantic", resume=True)
+    for other in ({"data": "photos2", "pairs": "semantic"}, {"data": "photos"}):
+        with pytest.raises(UserError, match="--resume: (data|pairs|arm) was"):
+            make_run(tmp_path, files=1, **other, resume=True)
 
 
 def test_a_damaged_line_of_the_log_is_told_on_resume(tmp_path):

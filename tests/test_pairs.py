@@ -1442,6 +1442,8 @@ def test_lists_as_people_type_them_are_read_or_told(tmp_path):
     (folder / " 4.png").write_bytes((folder / red[4]).read_bytes())
     named, = listed("image_a,image_b", f"{red[0]}, 4.png")  # but in a file's name it is
     assert named["image_b"] == folder / " 4.png"
+    written_on_windows, = listed("image_a,image_b", f"{red[0]},train\\red\\01.png")
+    assert written_on_windows["image_b"] == folder / red[1]
     with pytest.raises(UserError, match="line 2: image_a or image_b is empty"):
         listed("image_a,image_b", f"{red[0]}, ")
     for lines, said in ((("image_a,image_b,image_b", f"{red[0]},{red[1]},{red[2]}"), "image_a,image_b, separated by commas, and may name category and keep, each once"),

@@ -433,6 +433,18 @@ def test_output_that_nothing_reads_any_more_is_no_error():
         assert (child.stderr.read(), child.wait()) == (b"", 1)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no shell that closes it")
+def test_a_closed_output_is_no_error():
+    code = "import pairs; pairs.run_cli(lambda: print('a table'))"
+    assert subprocess.run(f"{sys.executable} -c \"{code}\" >&-", shell=True, cwd=ROOT).returncode == 0
+
+
+def test_pictures_are_drawn_in_programs_started_from_a_notebook(tmp_path):
+    code = f"import pairs\nwith pairs.picture():\n    import matplotlib.pyplot as plt\n    plt.figure().savefig({str(tmp_path / 'a.png')!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"MPLBACKEND": "module://not_installed_here"}, check=True)
+    assert (tmp_path / "a.png").is_file()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="a limit on the size of files stands for a full disk")
 def test_a_full_disk_is_one_line_and_the_run_goes_on_where_it_stopped(tmp_path):
     import resource
