@@ -516,11 +516,10 @@ def solarize(x, threshold=0.5):
 @contextmanager
 def picture():
     """For functions that draw: no window, and names are shown as they are: a class may be called $5, which is no formula."""
-    if "matplotlib" not in sys.modules:
-        os.environ["MPLBACKEND"] = "agg"  # programs started from a notebook inherit its backend, which may not be installed here
+    if "matplotlib" not in sys.modules:  # else its user has chosen; the notebook's that a program inherits may not be installed here
+        os.environ["MPLBACKEND"] = "agg"
     import matplotlib  # only where a picture is drawn
 
-    matplotlib.use("Agg")
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # boxes in their place say it too
         yield
