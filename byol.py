@@ -14,8 +14,8 @@ What changes relative to simsiam.py: the target t comes from a slowly moving cop
 average (EMA) of its weights, steadier than the network of the moment; its decay rises to 1, so the copy gets slower still. (It
 helps accuracy; SimSiam shows that it is not what prevents collapse.) The projector does not end in a BatchNorm. The predictor's
 hidden layer is wider than its output (there: at most as wide). A ResNet's blocks do not start as the identity. The learning
-rate warms up, and the predictor's falls too. The loss is the sum, not the mean, of both directions, in squared distances: its
-gradient is four times SimSiam's.
+rate warms up, and the predictor's falls too (there: constant). The loss is the sum, not the mean, of both directions, in
+squared distances: its gradient is four times SimSiam's.
 
 Deviations from the paper and its official code
   1. SGD with momentum by default: batches here are 64-512, LARS (--optimizer lars) is for thousands. SGD's weight
