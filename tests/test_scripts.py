@@ -467,7 +467,7 @@ def test_moco_wants_two_images_in_each_part_of_a_batch(tmp_path):
 def test_moco_tells_that_one_part_leaks(tmp_path):
     for parts, told in (("1", True), ("2", False)):
         _, said, _ = call_here("moco.py", "--bn-splits", parts, "--data", tmp_path / "none", "--out", tmp_path / "run")
-        assert ("note: with --bn-splits 1 BatchNorm's statistics tell" in said) == told
+        assert ("note: with --bn-splits 1 BatchNorm's statistics give the right key away" in said) == told
 
 
 def test_moco_counts_the_parts_of_all_processes(tmp_path, monkeypatch):
