@@ -277,8 +277,8 @@ def device_of(model):
 def features(backbone, images, batch_size=256, what="features"):
     """Features (N, d) float32 of uint8 images (N, 3, S, S), in eval mode, on the backbone's device.
 
-    Computed by a copy, so that the backbone stays in train or eval mode. Raises AssertionError when the pass changed the copy (a head must
-    not move what it judges), Diverged when features are not finite.
+    Computed by a copy, so that the backbone stays in train or eval mode. Raises AssertionError when the pass changed the copy (a
+    head must not move what it judges), Diverged when features are not finite.
     """
     device = device_of(backbone)
     frozen = copy.deepcopy(backbone).eval()  # running statistics of BatchNorm are used, and stay as they are
@@ -1054,7 +1054,7 @@ class Run:
 
         for name in self.config:
             if name not in WHERE_IT_RUNS | ELSEWHERE and not same(name):
-                changed = f"{name} was {old.get(name)} in {self.folder} and is {self.config[name]} now; keep it"
+                changed = f"{name} was {old.get(name)} in {self.folder} and is {self.config[name]} now; keep it" + ", by a link if it was moved" * (name == "data")
                 if name == "files_crc32":
                     changed = f"the files of --data, or the pairs of the list, are not those of {self.folder}; bring them back"
                 raise UserError(f"--resume: {changed}, or start a new run: --out NEW without --resume")

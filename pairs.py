@@ -516,8 +516,8 @@ def solarize(x, threshold=0.5):
 @contextmanager
 def picture():
     """For functions that draw: no window, and names are shown as they are: a class may be called $5, which is no formula."""
-    if "matplotlib" not in sys.modules:  # else its user has chosen; the notebook's that a program inherits may not be installed here
-        os.environ["MPLBACKEND"] = "agg"
+    if "matplotlib" not in sys.modules:  # else the caller has chosen a backend
+        os.environ["MPLBACKEND"] = "agg"  # programs started in a notebook inherit one that may not be installed for them
     import matplotlib  # only where a picture is drawn
 
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():

@@ -1285,8 +1285,9 @@ def test_resume_takes_the_same_data_under_another_spelling_and_no_other(tmp_path
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path, files=1, data="photos", pairs="semantic")
     make_run(tmp_path, files=1, data=tmp_path / "photos", pairs="semantic", resume=True)
-    for other in ({"data": "photos2", "pairs": "semantic"}, {"data": "photos"}):
-        with pytest.raises(UserError, match="--resume: (data|pairs|arm) was"):
+    for other, said in (({"data": "photos2", "pairs": "semantic"}, "data was photos in .* now; keep it, by a link if it was moved,"),
+                        ({"data": "photos"}, "pairs was semantic in .* and is augmented now; keep it,")):
+        with pytest.raises(UserError, match=f"--resume: {said}"):
             make_run(tmp_path, files=1, **other, resume=True)
 
 
