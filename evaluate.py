@@ -510,10 +510,10 @@ def fine_tune(backbone, train, test, split=None, fraction=1.0, steps=1000, batch
     judged = lambda model, images, y: score(train.metric, features(model, images, what="classifying").cpu(), y)
     fit = lambda rows, lr: fit_all_layers(backbone, train, rows, lr, steps, batch_size, seed)
     of_kept, of_all, curve = share(kept), share(shuffled_by_turns(train.labels, seed)), {}
-    features(backbone, train.images[:1])  # tells a backbone that has diverged, which is no fault of a learning rate
     for lr in lrs:
+        model = fit(of_kept, lr)  # raises Diverged for a backbone that has, which is no fault of a learning rate
         try:
-            curve[lr] = judged(fit(of_kept, lr), train.images[held], train.labels[held])
+            curve[lr] = judged(model, train.images[held], train.labels[held])
         except Diverged:
             curve[lr] = -1.0  # below any accuracy: not chosen, were the others all wrong
     lr = max(curve, key=curve.get)

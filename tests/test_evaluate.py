@@ -358,13 +358,13 @@ def test_a_backbone_that_diverged_is_told_and_a_learning_rate_that_diverges_is_n
         broken[0].weight.fill_(math.nan)
     with pytest.raises(evaluate.Diverged, match="features: not all are finite, so the network has diverged"):
         evaluate.features(broken, labelled(4, 0).images)
+    with pytest.raises(evaluate.Diverged, match="features: not all are finite"):
+        evaluate.fine_tune(broken, labelled(40, 0), labelled(20, 1), lrs=[0.1, 0.01])
     monkeypatch.setattr(evaluate, "fit_all_layers", lambda backbone, train, rows, lr, *_: nn.Sequential(broken if lr == 0.1 else backbone, nn.Linear(width, 2)))
     found = evaluate.fine_tune(backbone, labelled(40, 0), labelled(20, 1), lrs=[0.1, 0.01])
     assert found["lr"] == 0.01 and found["validation"][0.1] == -1
     with pytest.raises(UserError, match="fine-tuning diverged at lr 0.1, the best of .0.1. on held-out images"):
         evaluate.fine_tune(backbone, labelled(40, 0), labelled(20, 1), lrs=[0.1])
-    with pytest.raises(evaluate.Diverged, match="features: not all are finite"):
-        evaluate.fine_tune(broken, labelled(40, 0), labelled(20, 1), lrs=[0.1, 0.01])
     always_wrong = nn.Sequential(backbone, nn.Linear(width, 3))  # it names class 2, of no image
     with torch.no_grad():
         always_wrong[1].weight.zero_(), always_wrong[1].bias.copy_(torch.tensor([0.0, 0.0, 1.0]))

@@ -111,9 +111,7 @@ ignored() {  # of 2 runs: SimCLR's 60 epochs of `commands` once more, seed 0, in
   commands 60 runs/epochs60-invariance | grep "^simclr.* --seed 0 " | sed 's/$/ --precision bfloat16/'
 }
 slower() {  # of 2 runs: BYOL's seed 0 of `longer`, both arms, at a quarter of the learning rate
-  for pairs in augmented semantic; do
-    echo "byol.py --pairs $pairs --lr 0.03 --seed 0 --data $cifar --warmup-epochs 10 --backbone convnet --epochs 180 --limit 20000 --precision bfloat16 --out runs/epochs180-slower/byol-$pairs-lr0.03-seed0"
-  done
+  longer "^byol.* --seed 0 " | sed 's/$/ --lr 0.03/; s#epochs180/byol-[a-z]*#&-lr0.03#; s#epochs180/#epochs180-slower/#'
 }
 kept=runs/kept  # what goes to results, at the end: a changed file there would mark the commit of later runs as dirty
 judge() {  # a folder of results, then runs
