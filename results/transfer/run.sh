@@ -8,7 +8,7 @@
 # float32; then SimCLR at another temperature, 6 runs: three hours in float32; then SimCLR with stronger colour jitter, 10 runs:
 # two hours in bf16; then MoCo's semantic arm at its default temperature, 3 runs, an hour, and all four methods for 180 epochs,
 # 18 runs: eleven hours in bf16; then what the features of two methods ignore, 2 runs: half an hour in bf16; then BYOL at a quarter of
-# its learning rate, 2 runs: an hour and a half in bf16.
+# its learning rate, 4 runs: three hours in bf16.
 # From the repository's root, with the two folders of class folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 # SimCLR's runs here come from commit a3cbafd (output.txt), the others' from a later one (output-others.txt, with the trials of moco-recipe.txt).
@@ -110,8 +110,8 @@ baseline() {  # of 2 runs: MoCo's augmented arm for 180 epochs at its default te
 ignored() {  # of 2 runs: SimCLR's 60 epochs of `commands` once more, seed 0, in bf16, for evaluate.py invariance
   commands 60 runs/epochs60-invariance | grep "^simclr.* --seed 0 " | sed 's/$/ --precision bfloat16/'
 }
-slower() {  # of 2 runs: BYOL's seed 0 of `longer`, both arms, at a quarter of the learning rate
-  longer "^byol.* --seed 0 " | sed 's/$/ --lr 0.03/; s#epochs180/byol-[a-z]*#&-lr0.03#; s#epochs180/#epochs180-slower/#'
+slower() {  # of 4 runs: BYOL's seeds 0 and 1 of `longer`, both arms, at a quarter of the learning rate
+  longer "^byol.* --seed [01] " | sed 's/$/ --lr 0.03/; s#epochs180/byol-[a-z]*#&-lr0.03#; s#epochs180/#epochs180-slower/#'
 }
 kept=runs/kept  # what goes to results, at the end: a changed file there would mark the commit of later runs as dirty
 judge() {  # a folder of results, then runs
@@ -222,7 +222,8 @@ ignored | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $invariance runs/epochs60-invariance/*
 
 # BYOL's semantic arm trains badly for 180 epochs: is the learning rate too high? A quarter of it, one seed of both arms, planned before
-# the first was run, to be kept whatever it shows: commit edcb499, 82 minutes beside other work.
+# the first was run, to be kept whatever it shows: commit edcb499, 82 minutes beside other work. When that was known: seed 1 of both
+# arms, to be kept too.
 slower | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $slower runs/epochs180-slower/*
 
@@ -239,7 +240,7 @@ compare $cooler $tune/simclr-*-seed[0-2] $cooler/simclr-*-seed[0-2] --by tempera
 compare $jitter $long/simclr-*-seed[0-4] $jitter/simclr-*-seed[0-4] --by jitter "${both[@]}"
 compare $longer $longer/{byol,simclr,moco,simsiam}-*
 compare $baseline $longer/moco-* $baseline/moco-* --by temperature
-compare $slower $longer/byol-*-seed0 $slower/byol-* --by lr
+compare $slower $longer/byol-* $slower/byol-* --by lr
 "$python" results/transfer/differences.py negatives > $negatives/summary.txt
 "$python" results/transfer/differences.py temperature > $temperature/summary.txt
 "$python" results/transfer/differences.py cooler > $cooler/summary.txt
