@@ -11,6 +11,7 @@ import simclr
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "results" / "transfer"))
 import negatives
+import supcon
 
 
 def algorithm_1(z1, z2, temperature):
@@ -45,6 +46,23 @@ def test_the_loss_of_the_study_of_negatives_leaves_out_the_anchors_class():
         loss -= torch.log(similarity(anchor, positive) / (similarity(anchor, positive) + sum(similarity(anchor, z) for z in others))) / 12
     assert torch.allclose(negatives.nt_xent(z1, z2, 0.5, labels), loss, rtol=0, atol=1e-10)
     assert torch.equal(negatives.nt_xent(z1, z2, 0.5, torch.arange(6)), simclr.nt_xent(z1, z2, 0.5))
+
+
+def test_the_supervised_contrastive_loss_equals_its_papers_formula_in_loops():
+    torch.manual_seed(0)
+    z1, z2 = (torch.randn(6, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    labels = torch.tensor([0, 1, 0, 2, 1, 0])
+    z, loss = torch.nn.functional.normalize(torch.cat([z1, z2])), 0
+    for i in range(12):
+        others = [a for a in range(12) if a != i]
+        log_p = [(p, z[i] @ z[p] / 0.5 - torch.log(sum(torch.exp(z[i] @ z[a] / 0.5) for a in others))) for p in others]
+        of_class = [log for p, log in log_p if labels[p % 6] == labels[i % 6]]
+        loss -= sum(of_class) / len(of_class) / 12
+    ours = supcon.sup_con(z1, z2, 0.5, labels)
+    assert torch.allclose(ours, loss, rtol=0, atol=1e-10)
+    for a, b in zip(torch.autograd.grad(ours, [z1, z2]), torch.autograd.grad(loss, [z1, z2])):
+        assert torch.allclose(a, b, rtol=0, atol=1e-10)
+    assert torch.allclose(supcon.sup_con(z1, z2, 0.5, torch.arange(6)), simclr.nt_xent(z1, z2, 0.5), rtol=0, atol=1e-10)
 
 
 def test_closed_forms():

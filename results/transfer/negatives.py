@@ -32,18 +32,18 @@ def nt_xent(z1, z2, temperature, labels):
     return F.cross_entropy((z @ z.T / temperature).masked_fill(masked, float("-inf")), positive)
 
 
-def main():
-    """Runs simclr.py with this loss and with batches that tell it their labels."""
+def main(method="simclr-masked", loss=nt_xent):
+    """Runs simclr.py with a loss of this file or of supcon.py, which are told the labels of the batch, as a method of its own."""
     batches, run = pairs.batches, evaluate.Run
 
     def labelled_batches(source, epoch, batch_size, view1, view2, device, images):
         labels = source.pool.labels[source.epoch(epoch)[0]].to(device).split(batch_size)
         for here, views in zip(labels, batches(source, epoch, batch_size, view1, view2, device, images)):
-            simclr.nt_xent = lambda z1, z2, temperature: nt_xent(z1, z2, temperature, here)
+            simclr.nt_xent = lambda z1, z2, temperature: loss(z1, z2, temperature, here)
             yield views
 
     pairs.batches = labelled_batches
-    evaluate.Run = lambda method, *rest: run("simclr-masked", *rest)  # a method of its own for `compare`
+    evaluate.Run = lambda _, *rest: run(method, *rest)
     simclr.main()
 
 

@@ -8,7 +8,7 @@
 # float32; then SimCLR at another temperature, 6 runs: three hours in float32; then SimCLR with stronger colour jitter, 10 runs:
 # two hours in bf16; then MoCo's semantic arm at its default temperature, 3 runs, an hour, and all four methods for 180 epochs,
 # 18 runs: eleven hours in bf16; then what the features of two methods ignore, 2 runs: half an hour in bf16; then BYOL at a quarter of
-# its learning rate, 4 runs: three hours in bf16.
+# its learning rate, 4 runs: three hours in bf16; then supervised contrastive learning, 2 runs: half an hour in bf16.
 # From the repository's root, with the two folders of class folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 # SimCLR's runs here come from commit a3cbafd (output.txt), the others' from a later one (output-others.txt, with the trials of moco-recipe.txt).
@@ -113,6 +113,11 @@ ignored() {  # of 2 runs: SimCLR's 60 epochs of `commands` once more, seed 0, in
 slower() {  # of 4 runs: BYOL's seeds 0 and 1 of `longer`, both arms, at a quarter of the learning rate
   longer "^byol.* --seed [01] " | sed 's/$/ --lr 0.03/; s#epochs180/byol-[a-z]*#&-lr0.03#; s#epochs180/#epochs180-slower/#'
 }
+supcon() {  # of 2 runs: SimCLR's 60 epochs of `commands`, seed 0, with all images of the anchor's class as positives, in bf16
+  for pairs in augmented semantic; do
+    echo "results/transfer/supcon.py --pairs $pairs --seed 0 --data $cifar --backbone convnet --epochs 60 --limit 20000 --warmup-epochs 10 --precision bfloat16 --out runs/epochs60-supcon/supcon-$pairs-seed0"
+  done
+}
 kept=runs/kept  # what goes to results, at the end: a changed file there would mark the commit of later runs as dirty
 judge() {  # a folder of results, then runs
   to=$kept/$1
@@ -131,7 +136,7 @@ compare() {  # a folder of results, then runs and options
   "$python" evaluate.py compare "${@:2}" --out "$1"
 }
 both=(--measure "transfer $(basename "$clothes")" "linear $(basename "$cifar")")
-here=results/transfer long=results/transfer/epochs60 off=results/transfer/without few=results/transfer/curation arch=results/transfer/architecture tune=results/transfer/finetune negatives=results/transfer/negatives temperature=results/transfer/temperature cooler=results/transfer/cooler jitter=results/transfer/jitter sharper=results/transfer/sharper longer=results/transfer/epochs180 baseline=results/transfer/epochs180-baseline invariance=results/transfer/invariance slower=results/transfer/epochs180-slower
+here=results/transfer long=results/transfer/epochs60 off=results/transfer/without few=results/transfer/curation arch=results/transfer/architecture tune=results/transfer/finetune negatives=results/transfer/negatives temperature=results/transfer/temperature cooler=results/transfer/cooler jitter=results/transfer/jitter sharper=results/transfer/sharper longer=results/transfer/epochs180 baseline=results/transfer/epochs180-baseline invariance=results/transfer/invariance slower=results/transfer/epochs180-slower supcon=results/transfer/supcon
 commands 20 | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $here runs/{simclr,moco,byol,simsiam}-*-"$(basename "$cifar")"-seed[0-4]
 
@@ -227,6 +232,10 @@ judge $invariance runs/epochs60-invariance/*
 slower | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $slower runs/epochs180-slower/*
 
+# Supervised contrastive learning. Planned before the first was run, as one seed of both arms, to be kept whatever it shows.
+supcon | xargs -P 2 -L 1 "$python" > runs-output.txt
+judge $supcon runs/epochs60-supcon/*
+
 cp -r $kept/results .
 compare $here $here/{simclr,moco,byol,simsiam}-*-seed[0-4]
 compare $long $long/{simclr,moco,byol,simsiam}-*
@@ -241,6 +250,7 @@ compare $jitter $long/simclr-*-seed[0-4] $jitter/simclr-*-seed[0-4] --by jitter 
 compare $longer $longer/{byol,simclr,moco,simsiam}-*
 compare $baseline $longer/moco-* $baseline/moco-* --by temperature
 compare $slower $longer/byol-* $slower/byol-* --by lr
+compare $supcon $long/simclr-*-seed0 $supcon/supcon-*
 "$python" results/transfer/differences.py negatives > $negatives/summary.txt
 "$python" results/transfer/differences.py temperature > $temperature/summary.txt
 "$python" results/transfer/differences.py cooler > $cooler/summary.txt
