@@ -11,24 +11,27 @@
     p        predictions (N, d), from z, of the other view's t
 
 What changes relative to simsiam.py: the target t comes from a slowly moving copy of the network, the exponential moving
-average (EMA) of its weights, steadier than the network of the moment; its decay rises to 1, so the copy gets slower still. (It
-helps accuracy; SimSiam shows that it is not what prevents collapse.) The projector does not end in a BatchNorm. The predictor's
-hidden layer is wider than its output (there: at most as wide). A ResNet's blocks do not start as the identity. The learning
-rate warms up, and the predictor's falls too (there: constant). The loss is the sum, not the mean, of both directions, in
-squared distances: its gradient is four times SimSiam's.
+average (EMA) of its weights, steadier than the network of the moment; its decay rises to 1, so the copy gets slower still.
+(SimSiam shows that collapse can be prevented without it; in BYOL's own setting a target that is the network of the moment
+fails, Table 5a.) The projector does not end in a BatchNorm. The predictor's hidden layer is wider than its output (there: at
+most as wide). A ResNet's blocks do not start as the identity. The learning rate warms up, and the predictor's falls too (there:
+constant). The loss is the sum, not the mean, of both directions, in squared distances: its gradient is four times SimSiam's. On
+photographs the two views are augmented differently: only view 2 is at times solarised and, from 64 px, view 1 is always
+blurred, view 2 seldom.
 
 Deviations from the paper and its official code
   1. SGD with momentum by default: batches here are 64-512, LARS (--optimizer lars) is for thousands. SGD's weight
      decay includes biases and BatchNorm (official: neither).
   2. Crops are bilinear (official: bicubic), taken from a centre square of --image-size (paper: from the whole
-     picture); colour jitter is torchvision's (official: brightness adds, contrast is of each channel, saturation HSV's).
+     picture), and a box that does not fit is drawn again, as in torchvision (official: cut to the picture, which makes
+     larger crops); colour jitter is torchvision's (official: brightness adds, contrast is of each channel, saturation HSV's).
      Blur mirrors the image at its border (official: zeros beyond it). The target starts as a copy of the online network
      (official: from weights of its own).
   3. Heads of 1024 and 256 (paper: 4096 and 256). On scenes 256 and 128 would do for augmented pairs, but with semantic
      pairs the loss then left its plateau late or, with some seeds, not at all (results/scenes/byol-recipe.txt).
   4. On photographs: ResNet-18, batch 512, 200 epochs, EMA decay from 0.99, no blur below 64 px (paper: ResNet-50, 4096;
      1000 epochs, 0.996). A ResNet's blocks do not start as the identity, as for the paper's results (the released
-     ResNet-50: the last BatchNorm of each starts at 0).
+     code, for ResNet-50: the last BatchNorm of each starts at 0).
   5. On scenes: a small convnet, small batches (more steps in a few minutes), lr 0.25, crops of at least half the
      area, no blur, no solarisation, no warm-up; colour jitter weak in brightness and contrast, strong in
      saturation and hue, so that colour is no shortcut for augmented pairs: with SimCLR's jitter they teach nothing, 0.180
@@ -172,8 +175,9 @@ class LARS(torch.optim.SGD):
 
         g <- g + decay w,  g <- g trust |w| / |g|
 
-    for weights of two and more dimensions; biases and BatchNorm are neither rescaled nor decayed, as in the official code
-    of SimCLR and BYOL (trust 1e-3). As in BYOL's, and unlike SimCLR's, the momentum does not contain the learning rate.
+    for weights of two and more dimensions, as in the official code of SimCLR and BYOL (trust 1e-3; You et al. divide by
+    |g| + decay |w|, of the g before decay); biases and BatchNorm are neither rescaled nor decayed. As in BYOL's, and unlike
+    SimCLR's, the momentum does not contain the learning rate.
     """
 
     def __init__(self, params, lr, momentum, weight_decay, fused=False, trust=1e-3):

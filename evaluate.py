@@ -535,11 +535,12 @@ def build_detector(backbone, classes, kind="c4", size=(800,), rois=512, roi_size
     positions are the box head (He et al. 2016; MoCo's R50-C4 with its extra BatchNorm). "fpn": a feature pyramid of all stages
     and two linear layers (Lin et al. 2017). size: short sides; each training image draws one, testing takes the last, with which
     the anchors (32 ... 512 px at 800 px) scale. rois: RoIs in an image's box loss; at test time as many proposals, at least 100.
-    Differences from detectron2's, which MoCo used: fewer proposals (by default 2,000 before non-maximum suppression in training, 1,024
-    after it; 1,000 and 512 in testing), smooth L1 losses of the boxes with beta 1/9 (there plain L1), RoIAlign with two samples
-    a side and without the shift by half a pixel, the batch padded to one size (there each GPU's share), weight decay of BatchNorm
-    too, images without an object trained on and objects marked difficult not, and BatchNorm's running statistics not computed anew
-    before testing. Raises UserError for backbones other than ResNets and, with c4, convnet.
+    Differences from detectron2's, which MoCo used: fewer proposals (by default 2,000 before non-maximum suppression in training,
+    1,024 after it; 1,000 and 512 in testing), smooth L1 losses of the boxes with beta 1/9 (there plain L1), a box predictor that
+    starts with torch's usual weights (there normal ones, 0.01 and 0.001), RoIAlign with two samples a side and without the shift
+    by half a pixel, the batch padded to one size (there each GPU's share), weight decay of BatchNorm too, images without an object
+    trained on and objects marked difficult not, and BatchNorm's running statistics not computed anew before testing. Raises
+    UserError for backbones other than ResNets and, with c4, convnet.
     """
     if not isinstance(backbone, (torchvision.models.ResNet, ConvNet) if kind == "c4" else torchvision.models.ResNet):
         raise UserError(f"detection with {kind} takes torchvision's ResNets" + (" and convnet" if kind == "c4" else "; convnet has c4 only"))

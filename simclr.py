@@ -19,9 +19,9 @@ Deviations from the paper and google-research/simclr
      the two views, which is twice that.
   3. Inputs are normalised with ImageNet's mean and standard deviation (official: [0, 1]), so that one input
      convention serves all methods and torchvision's weights. Crops are bilinear (official: bicubic), taken from a
-     centre square of --image-size (paper: from the whole picture). Colour jitter is torchvision's, as in the paper's PyTorch
-     listing (App. A; official code: contrast is of each channel, saturation HSV's). Blur mirrors the image at its border
-     (official: zeros beyond it).
+     centre square of --image-size (paper: from the whole picture), and uniform in area, as in the paper (official code: in
+     the side, which makes smaller crops). Colour jitter is torchvision's, as in the paper's PyTorch listing (App. A; official
+     code: contrast is of each channel, saturation HSV's). Blur mirrors the image at its border (official: zeros beyond it).
   4. The two views go through the network one after the other, so BatchNorm sees N images at a time.
   5. Two layers in the projector (the official code's default, of SimCLR v2: three), with BatchNorm as in the official code (the
      paper's Sec. 2.1 names none); the last has a bias (official: a scale only).
@@ -149,8 +149,9 @@ class LARS(torch.optim.SGD):
 
         g <- g + decay w,  g <- g trust |w| / |g|
 
-    for weights of two and more dimensions; biases and BatchNorm are neither rescaled nor decayed, as in the official code
-    of SimCLR and BYOL (trust 1e-3). As in BYOL's, and unlike SimCLR's, the momentum does not contain the learning rate.
+    for weights of two and more dimensions, as in the official code of SimCLR and BYOL (trust 1e-3; You et al. divide by
+    |g| + decay |w|, of the g before decay); biases and BatchNorm are neither rescaled nor decayed. As in BYOL's, and unlike
+    SimCLR's, the momentum does not contain the learning rate.
     """
 
     def __init__(self, params, lr, momentum, weight_decay, fused=False, trust=1e-3):

@@ -13,7 +13,8 @@ What changes relative to simclr.py: a predictor, whose learning rate stays const
 warm-up, a projector whose last BatchNorm has neither scale nor bias, and ResNet blocks that start as the identity.
 
 Without negatives "all embeddings equal" is a perfect solution. The stop-gradient makes each step a regression onto a target
-that stands still, as in alternating optimisation (Sec. 5); why this does not end in that solution is not proved.
+that stands still, as in alternating optimisation (Sec. 5); why this does not end in that solution the paper leaves open (for
+linear networks: Tian et al. 2021, arXiv 2102.06810).
 
 Deviations from the paper and facebookresearch/simsiam
   1. The learning rate falls along a cosine by step, not by epoch (the predictor's stays constant, as with its

@@ -137,7 +137,7 @@ def test_voc_average_precision_equals_loops():
         every = sorted(((s, i, k) for i, f in enumerate(found) for k, s in enumerate(f["scores"]) if f["labels"][k] == c), reverse=True)
         positives = sum(((t["labels"] == c) & ~t["difficult"]).sum() for t in truth)
         used, right, points = set(), [], []
-        for s, i, k in every:
+        for _, i, k in every:
             rows = np.flatnonzero(truth[i]["labels"] == c)
             over = [evaluate.overlaps(found[i]["boxes"][k : k + 1], truth[i]["boxes"][r : r + 1])[0, 0] for r in rows]
             if over and max(over) >= 0.5:

@@ -1015,7 +1015,7 @@ def test_images_that_would_fill_a_gpu_stay_on_the_disk(monkeypatch):
 def two_colours(folder, n=12):
     """Class folders of n noisy red and n noisy blue images."""
     generator = torch.Generator().manual_seed(0)
-    for c, name in enumerate(("blue", "red")):
+    for name in ("blue", "red"):
         (folder / "train" / name).mkdir(parents=True), (folder / "test" / name).mkdir(parents=True)
         for i in range(n):
             pixels = torch.randint(0, 100, (16, 16, 3), generator=generator, dtype=torch.uint8)

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[2]))

@@ -6,8 +6,8 @@
 # The runs here are of these commits: SimCLR's 0557b56 (output.txt), BYOL's 6e9ef6f, with wider heads (output-byol.txt,
 # byol-recipe.txt), SimSiam's e844d5f, with another predictor and lr (output-simsiam.txt, simsiam-recipe.txt), MoCo's ae35256
 # (output-moco.txt, shifted-moco.txt), with BatchNorm by parts of a batch that goes through the network whole; so are their
-# evaluations. What output.txt has of BYOL, SimSiam and MoCo, and shifted.txt of MoCo, is of their former recipes and code. Supervised contrastive learning was added
-# later, both arms, five seeds planned before the first was run, to be kept whatever they show (output-supcon.txt).
+# evaluations. What output.txt has of BYOL, SimSiam and MoCo, and shifted.txt of MoCo, is of their former recipes and code. Supervised
+# contrastive learning was added later, both arms, five seeds planned before the first was run, to be kept whatever they show.
 set -e
 python=${1:-.venv/bin/python}
 export OMP_NUM_THREADS=1
