@@ -967,7 +967,8 @@ def on_first(call):
 # --------------------------------------------------------------------------------------- run folder
 
 SECONDS_BETWEEN_SAVES = 20  # an epoch may take two seconds on a GPU, and a save some tenths of that
-WHERE_IT_RUNS = {"root", "download", "device", "out", "resume", "cache", "compile"}  # options that do not change what is learned
+# options that do not change what is learned (but that a compiled backbone with dropout draws other numbers)
+WHERE_IT_RUNS = {"root", "download", "device", "out", "resume", "cache", "compile"}
 MACHINE = {"python", "torch", "torchvision", "numpy", "pillow", "threads", "machine", "git_commit", "gpu"}
 ELSEWHERE = MACHINE | {"precision"}  # what may change, with a note, when a run is resumed
 

@@ -214,7 +214,8 @@ def flops_of(call):
 
 
 def kept_bytes(method, backbone_name, size, device, options=()):
-    """Bytes that a pair leaves in memory until the backward pass: the difference of steps of 4 and of 2 pairs, by two."""
+    """Bytes that a pair leaves in memory until the backward pass, of networks that are not compiled: the difference of steps of 4
+    and of 2 pairs, by two."""
     total = []
     for n in (2, 4):
         kept, call = {}, trainer(method, backbone_name, photographs(n, size), n, device, "model", options)
@@ -255,7 +256,7 @@ def bench_methods(methods, device, seconds, batch_size, options):
         call, peak = trainer(method, "resnet18", images, batch_size, device, options=options), {}
         call()
         if on_gpu:  # of training alone: images, networks, optimiser and all that a step holds
-            peak = {"peak_memory_gb": (torch.cuda.max_memory_allocated() - before) / 1e9, "host_waits_per_step": host_waits_per_step(method, "resnet18", batch_size, device)}
+            peak = {"peak_memory_gb": (torch.cuda.max_memory_allocated() - before) / 1e9, "host_waits_per_step": host_waits_per_step(method, "resnet18", batch_size, device, options)}
         a = torch.randn(side, side, device=device, dtype=kind)
         t = take_turns({"whole": call, "matrix": lambda: a @ a}, seconds)
         rate = 2 * side**3 / t["matrix"]

@@ -43,9 +43,11 @@ def test_streamed_batches_are_those_of_images_in_memory():
         assert torch.equal(images[rows], x.cpu())
 
 
+@pytest.mark.parametrize("options", [[], ["--compile"]])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_host_does_not_wait_between_lines_of_the_log(method):
-    assert bench.host_waits_per_step(method, "convnet", 64, DEVICE, ["--blur", "0.5", "0.5", "--solarize", "0.2", "0.2"]) == 0
+def test_the_host_does_not_wait_between_lines_of_the_log(method, options):
+    torch.compiler.reset()
+    assert bench.host_waits_per_step(method, "convnet", 64, DEVICE, ["--blur", "0.5", "0.5", "--solarize", "0.2", "0.2", *options]) == 0
 
 
 @pytest.mark.parametrize("parts", [1, 4])
@@ -54,6 +56,7 @@ def test_split_batchnorm_is_that_of_a_cpu(precision, parts):
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 32, bias=False), nn.BatchNorm1d(32)]  # mixes the channels: else each one's scale would have no gradient but rounding
     ours = nn.Sequential(nn.Conv2d(3, 64, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True), *head)
     moco.SplitBatchNorm.convert(ours, parts)
+    torch.manual_seed(0)  # at a ReLU's 0 rounding decides over a gradient: with some draws it moves the sum by 1 %
     x, up, found = 1 + torch.randn(32, 3, 8, 8), torch.randn(32, 32), []  # running means of nothing but noise would differ by more
     for device in (evaluate.pick_device("cpu"), evaluate.pick_device(DEVICE)):
         network = copy.deepcopy(ours).to(device, memory_format=torch.channels_last)
@@ -115,7 +118,14 @@ def test_every_method_trains_streams_and_resumes(method, photos, tmp_path, monke
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])  # the second with CUDA graphs
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_compiles(method, mode, photos, tmp_path):  # up to a minute each, or several: pytest -k "not compiles" goes without
+def test_every_method_compiles(method, mode, photos, tmp_path, monkeypatch):  # up to a minute each, or several: pytest -k "not compiles" goes without
+    models, save = {}, evaluate.Run.save  # at the start and the end of the two runs
+
+    def keep(run, epoch):
+        save(run, epoch)
+        models[run.folder.name, epoch] = {name: value.cpu().double() for name, value in run.model.state_dict().items()}
+
+    monkeypatch.setattr(evaluate.Run, "save", keep)
     torch.compiler.reset()  # the other methods' compiled networks count too, and of more than eight torch compiles no more
     counters = torch._dynamo.utils.counters
     counters.clear()
@@ -123,11 +133,16 @@ def test_every_method_compiles(method, mode, photos, tmp_path):  # up to a minut
     printed(*small(method, photos, tmp_path / "compiled"), "--compile", mode)
     check_run(tmp_path / "compiled", {"method": method, "device": DEVICE})
     assert loss_of(tmp_path / "compiled") == alike(tmp_path / "run")
-    weights = [torch.load(tmp_path / name / "backbone.pt") for name in ("run", "compiled")]
-    for name in weights[0]:
-        if "running" in name:  # statistics that the loss does not see
-            here, there = (w[name].float() for w in weights)
-            assert (there - here).norm() <= 0.2 * here.norm(), name
+    start, here, there = models["run", 0], models["run", 3], models["compiled", 3]
+    for name in start:  # what the loss does not see, or sees late
+        if "running" in name or name == "queue":
+            assert (there[name] - here[name]).norm() <= 0.2 * here[name].norm() + 0.01, name  # means after a BatchNorm are rounding alone
+        if name == "pointer":
+            assert there[name] == here[name]
+    trained = [name for name in start if not any(buffer in name for buffer in ("running", "num_batches", "queue", "pointer"))]
+    for part in {name.split(".")[0] for name in trained}:  # of the change, bf16 moves a sixth; networks that stayed would miss it all
+        change = lambda model: torch.cat([(model[name] - start[name]).flatten() for name in trained if name.startswith(f"{part}.")])
+        assert (change(there) - change(here)).norm() <= 0.5 * change(here).norm() > 0, part
     if mode == "reduce-overhead":  # torch falls back to launches without a word
         assert counters["inductor"]["cudagraph_skips"] == 0 < counters["inductor"]["cudagraph_recorded_non_static_inputs"]
 
