@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import evaluate
+import pairs
 import simclr
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "results" / "transfer"))
@@ -63,6 +65,27 @@ def test_the_supervised_contrastive_loss_equals_its_papers_formula_in_loops():
     for a, b in zip(torch.autograd.grad(ours, [z1, z2]), torch.autograd.grad(loss, [z1, z2])):
         assert torch.allclose(a, b, rtol=0, atol=1e-10)
     assert torch.allclose(supcon.sup_con(z1, z2, 0.5, torch.arange(6)), simclr.nt_xent(z1, z2, 0.5), rtol=0, atol=1e-10)
+
+
+def test_the_losses_of_these_studies_are_told_the_labels_of_their_batch(monkeypatch):
+    labels, off, seen = torch.arange(40) % 4, pairs.Augmentation().without(pairs.Augmentation.SWITCHES), []
+    images = (60 * labels).to(torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8)  # whose shade is their class
+    source = pairs.make_pairs("semantic", pairs.ImageSet("", images, labels, list("abcd")), 0)
+
+    def train():
+        for x1, x2 in pairs.batches(source, 3, 8, off, off, "cpu", images):
+            simclr.nt_xent(x1, x2, 0.5)
+
+    def loss(x1, x2, temperature, given):
+        for x in x1, x2:
+            assert torch.equal(((x[:, 0, 0, 0] * pairs.IMAGENET_STD[0] + pairs.IMAGENET_MEAN[0]) * 255 / 60).round().long(), given)
+        seen.append(given)
+
+    for module, name in (pairs, "batches"), (evaluate, "Run"), (simclr, "nt_xent"):  # which negatives.main replaces
+        monkeypatch.setattr(module, name, getattr(module, name))
+    monkeypatch.setattr(simclr, "main", train)
+    negatives.main("a method", loss)
+    assert len(seen) == 5 and torch.cat(seen).bincount().tolist() == [10] * 4
 
 
 def test_closed_forms():

@@ -7,7 +7,8 @@
 # byol-recipe.txt), SimSiam's e844d5f, with another predictor and lr (output-simsiam.txt, simsiam-recipe.txt), MoCo's ae35256
 # (output-moco.txt, shifted-moco.txt), with BatchNorm by parts of a batch that goes through the network whole; so are their
 # evaluations. What output.txt has of BYOL, SimSiam and MoCo, and shifted.txt of MoCo, is of their former recipes and code. Supervised
-# contrastive learning was added later, both arms, five seeds planned before the first was run, to be kept whatever they show.
+# contrastive learning was added later, both arms, five seeds planned before the first was run, to be kept whatever they show
+# (5eeb291, output-supcon.txt).
 set -e
 python=${1:-.venv/bin/python}
 export OMP_NUM_THREADS=1
@@ -31,4 +32,4 @@ for run in runs/{simclr,moco,byol,simsiam,supcon}-{augmented,semantic}-scenes-se
 done
 cp runs/byol-semantic-scenes-seed0/pairs.png results/scenes/
 "$python" evaluate.py compare results/scenes/{simclr,moco,byol,simsiam}-*-scenes-seed[0-4] --out results/scenes
-"$python" evaluate.py compare results/scenes/{simclr,supcon}-*-scenes-seed[0-4] --out results/scenes/supcon
+"$python" evaluate.py compare results/scenes/{simclr,supcon}-*-scenes-seed[0-4] --measure linear knn transfer --out results/scenes/supcon

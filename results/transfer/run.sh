@@ -232,7 +232,8 @@ judge $invariance runs/epochs60-invariance/*
 slower | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $slower runs/epochs180-slower/*
 
-# Supervised contrastive learning. Planned before the first was run, as one seed of both arms, to be kept whatever it shows.
+# Supervised contrastive learning. Planned before the first was run, as one seed of both arms, to be kept whatever it shows:
+# commit 5eeb291, 22 minutes.
 supcon | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $supcon runs/epochs60-supcon/*
 
