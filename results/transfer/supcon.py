@@ -21,8 +21,8 @@ import pairs
 def sup_con(z1, z2, temperature, labels):
     """The loss L_out of the paper (Eq. 2), the mean over the 2N anchors; labels: int64 (N,), of the anchors and of their partners.
 
-    z1, z2: (N, d), of any norm, they are normalised here. If no two labels are equal it is simclr.nt_xent; if all are and the
-    embeddings are equal, it is log(2N - 1), as that. (Official code: times temperature / 0.07.)
+    z1, z2: (N, d), of any norm, they are normalised here. If no two labels are equal it is simclr.nt_xent; if all embeddings are
+    equal it is log(2N - 1), as that. (Official code: times temperature / 0.07.)
     """
     z, labels = F.normalize(torch.cat([z1, z2]), dim=1), labels.repeat(2)  # (2N, d), (2N,)
     similarity = (z @ z.T / temperature).fill_diagonal_(float("-inf"))  # (2N, 2N)
