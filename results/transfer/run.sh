@@ -114,9 +114,7 @@ slower() {  # of 4 runs: BYOL's seeds 0 and 1 of `longer`, both arms, at a quart
   longer "^byol.* --seed [01] " | sed 's/$/ --lr 0.03/; s#epochs180/byol-[a-z]*#&-lr0.03#; s#epochs180/#epochs180-slower/#'
 }
 supcon() {  # of 2 runs: SimCLR's 60 epochs of `commands`, seed 0, with all images of the anchor's class as positives, in bf16
-  for pairs in augmented semantic; do
-    echo "results/transfer/supcon.py --pairs $pairs --seed 0 --data $cifar --backbone convnet --epochs 60 --limit 20000 --warmup-epochs 10 --precision bfloat16 --out runs/epochs60-supcon/supcon-$pairs-seed0"
-  done
+  commands 60 runs/epochs60-supcon | grep "^simclr.* --seed 0 " | sed 's/$/ --precision bfloat16/; s#^simclr#results/transfer/supcon#; s#/simclr-#/supcon-#'
 }
 kept=runs/kept  # what goes to results, at the end: a changed file there would mark the commit of later runs as dirty
 judge() {  # a folder of results, then runs
