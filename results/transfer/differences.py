@@ -1,13 +1,14 @@
-"""Photographs at other temperatures, with stronger colour jitter, without the class's own negatives: differences, paired by seed.
+"""Photographs at other temperatures, with stronger colour jitter, without the class's own negatives, with SupCon: differences by seed.
 
     python results/transfer/differences.py negatives > results/transfer/negatives/summary.txt
     python results/transfer/differences.py temperature > results/transfer/temperature/summary.txt
     python results/transfer/differences.py cooler > results/transfer/cooler/summary.txt
     python results/transfer/differences.py jitter > results/transfer/jitter/summary.txt
     python results/transfer/differences.py sharper > results/transfer/sharper/summary.txt
+    python results/transfer/differences.py supcon > results/transfer/supcon/summary.txt
 
 The runs are those of run.sh's functions of these names; beside them `tuned` (in finetune), SimCLR's 60 epochs in float32, and those of
-`commands 60` (in epochs60), which computed in bf16, as did `jitter` and `sharper`. Masked: without negatives of the class, see negatives.py.
+`commands 60` (in epochs60), which computed in bf16, as did `jitter`, `sharper` and `supcon`. Masked: without negatives of the class, see negatives.py.
 """
 
 import json
@@ -39,14 +40,21 @@ PLANS = {
     "sharper": (3, {"semantic 0.5": "epochs60/moco-semantic-seed{}", "semantic 0.1": "sharper/moco-semantic-temperature0.1-seed{}",
                     "augmented 0.1 (float32)": "temperature/moco-augmented-temperature0.1-seed{}"},
                 [("semantic 0.5", "semantic 0.1"), ("augmented 0.1 (float32)", "semantic 0.1")]),
+    "supcon": (5, {"augmented": "epochs60/simclr-augmented-seed{}", "semantic": "epochs60/simclr-semantic-seed{}",
+                   "augmented, SupCon": "supcon/supcon-augmented-seed{}", "semantic, SupCon": "supcon/supcon-semantic-seed{}"},
+               [("augmented", "augmented, SupCon"), ("semantic", "augmented, SupCon"), ("semantic", "semantic, SupCon"),
+                ("augmented, SupCon", "semantic, SupCon")]),
 }
 seeds, runs, compared = PLANS[sys.argv[1]]
-accuracy = lambda run, head, data: json.loads((here / run / "result.json").read_text())[head][data]["accuracy"]
-for head, data in ("linear", "cifar10-jpeg"), ("knn", "cifar10-jpeg"), ("transfer", "clothing-160"):
-    values = {name: [accuracy(run.format(seed), head, data) for seed in range(seeds)] for name, run in runs.items()}
+result = lambda run, head, data: json.loads((here / run / "result.json").read_text())[head][data]
+accuracy = lambda found, images: found["accuracy"] if images == "test" else max(found["validation"].values())  # the best of nine strengths
+for head, data, images in (("linear", "cifar10-jpeg", "test"), ("knn", "cifar10-jpeg", "test"),
+                           ("transfer", "clothing-160", "test"), ("transfer", "clothing-160", "validation")):
+    values = {name: [accuracy(result(run.format(seed), head, data), images) for seed in range(seeds)] for name, run in runs.items()}
+    what = f"{head} {data}" + f", {images} images" * (images != "test")
     for before, after in compared:
         a, b = values[before], values[after]
         more = [y - x for x, y in zip(a, b)]
         mean, low, high = evaluate.interval(more)
-        print(f"{head} {data}, {before} -> {after}: {sum(a) / len(a):.3f} -> {sum(b) / len(b):.3f}, {mean:+.3f} [{low:+.3f}, {high:+.3f}] "
+        print(f"{what}, {before} -> {after}: {sum(a) / len(a):.3f} -> {sum(b) / len(b):.3f}, {mean:+.3f} [{low:+.3f}, {high:+.3f}] "
               f"({', '.join(f'{d:+.3f}' for d in more)})")

@@ -231,7 +231,8 @@ slower | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $slower runs/epochs180-slower/*
 
 # Supervised contrastive learning. Planned before the first was run, as one seed of both arms, to be kept whatever it shows:
-# commit 5eeb291, 22 minutes. When that was known: seeds 1 to 4 of both arms, so that there are five as of SimCLR, to be kept too.
+# commit 5eeb291, 22 minutes. When that was known: seeds 1 to 4 of both arms, so that there are five as of SimCLR, to be kept
+# too: commit ca714ae, 85 minutes beside other work.
 supcon | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $supcon runs/epochs60-supcon/*
 
@@ -255,4 +256,5 @@ compare $supcon $long/simclr-*-seed[0-4] $supcon/supcon-*
 "$python" results/transfer/differences.py cooler > $cooler/summary.txt
 "$python" results/transfer/differences.py jitter > $jitter/summary.txt
 "$python" results/transfer/differences.py sharper > $sharper/summary.txt
+"$python" results/transfer/differences.py supcon > $supcon/summary.txt
 "$python" results/transfer/validation.py > $here/validation.txt

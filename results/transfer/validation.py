@@ -20,7 +20,8 @@ PLANS = [("20 epochs", ".", METHODS, 5), ("60 epochs", "epochs60", METHODS, 5), 
          ("180 epochs", "epochs180", ["simclr"], 3), ("180 epochs", "epochs180", ["moco", "byol"], 2),
          ("180 epochs", "epochs180", ["simsiam"], 1), ("180 epochs, lr 0.03", "epochs180-slower", ["byol"], 2),
          ("60 epochs, float32, at temperatures 0.1 and 0.5", "temperature", ["moco"], 3),
-         ("180 epochs, at temperatures 0.1 and 0.5", ("epochs180-baseline", "epochs180"), ["moco"], 2)]
+         ("180 epochs, at temperatures 0.1 and 0.5", ("epochs180-baseline", "epochs180"), ["moco"], 2),
+         ("60 epochs", "supcon", ["supcon"], 5)]
 for what, folders, methods, seeds in PLANS:
     for method in methods:
         for images in "test", "validation":
