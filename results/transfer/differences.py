@@ -5,10 +5,12 @@
     python results/transfer/differences.py cooler > results/transfer/cooler/summary.txt
     python results/transfer/differences.py jitter > results/transfer/jitter/summary.txt
     python results/transfer/differences.py sharper > results/transfer/sharper/summary.txt
+    python results/transfer/differences.py epochs180-baseline > results/transfer/epochs180-baseline/summary.txt
     python results/transfer/differences.py supcon > results/transfer/supcon/summary.txt
 
 The runs are those of run.sh's functions of these names; beside them `tuned` (in finetune), SimCLR's 60 epochs in float32, and those of
-`commands 60` (in epochs60), which computed in bf16, as did `jitter`, `sharper` and `supcon`. Masked: without negatives of the class, see negatives.py.
+`commands 60` (in epochs60) and `longer` (in epochs180), which computed in bf16, as did `jitter`, `sharper`, `baseline` (in
+epochs180-baseline) and `supcon`. Masked: without negatives of the class, see negatives.py.
 """
 
 import json
@@ -40,6 +42,10 @@ PLANS = {
     "sharper": (3, {"semantic 0.5": "epochs60/moco-semantic-seed{}", "semantic 0.1": "sharper/moco-semantic-temperature0.1-seed{}",
                     "augmented 0.1 (float32)": "temperature/moco-augmented-temperature0.1-seed{}"},
                 [("semantic 0.5", "semantic 0.1"), ("augmented 0.1 (float32)", "semantic 0.1")]),
+    "epochs180-baseline": (2, {"augmented 0.5": "epochs180/moco-augmented-seed{}",
+                               "augmented 0.1": "epochs180-baseline/moco-augmented-temperature0.1-seed{}",
+                               "semantic 0.5": "epochs180/moco-semantic-seed{}"},
+                           [("augmented 0.5", "augmented 0.1"), ("augmented 0.1", "semantic 0.5")]),
     "supcon": (5, {"augmented": "epochs60/simclr-augmented-seed{}", "semantic": "epochs60/simclr-semantic-seed{}",
                    "augmented, SupCon": "supcon/supcon-augmented-seed{}", "semantic, SupCon": "supcon/supcon-semantic-seed{}"},
                [("augmented", "augmented, SupCon"), ("semantic", "augmented, SupCon"), ("semantic", "semantic, SupCon"),

@@ -256,5 +256,6 @@ compare $supcon $long/simclr-*-seed[0-4] $supcon/supcon-*
 "$python" results/transfer/differences.py cooler > $cooler/summary.txt
 "$python" results/transfer/differences.py jitter > $jitter/summary.txt
 "$python" results/transfer/differences.py sharper > $sharper/summary.txt
+"$python" results/transfer/differences.py epochs180-baseline > $baseline/summary.txt
 "$python" results/transfer/differences.py supcon > $supcon/summary.txt
 "$python" results/transfer/validation.py > $here/validation.txt
