@@ -753,7 +753,7 @@ def draw_detections(path, data, found, n=8, threshold=0.5):
     handles += [plt.Line2D([], [], color="white", ls=":", label="true box", path_effects=outlined)]
     figure.legend(handles=handles, loc="outside lower center", ncols=max(2, int(figure.get_figwidth() / 2.5)))
     any_sure = any((f["scores"] >= threshold).any() for f in found[:n])
-    figure.suptitle(f"{data.name}: {'detections' if any_sure else 'no detection'} with a score of at least {threshold}")
+    figure.suptitle(f"{pairs.drawable(data.name)}: {'detections' if any_sure else 'no detection'} with a score of at least {threshold}")
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
@@ -1161,10 +1161,12 @@ class Run:
             print(f"warning: the embeddings are still alike at the end (std {self.std:.2f}, healthy is about 0.65 to 1): more --epochs, another "
                   f"--lr{' or a higher --temperature' if 'temperature' in self.config else ''} may help.", flush=True)
         if not self.judged:
-            print(f"No test images of two or more classes, so no table. Later: python evaluate.py linear {self.folder} --data DIR")
+            print(f"The run is not judged on its data, so no table. Later: python evaluate.py linear {self.folder} --data DIR")
             return
         data = default_data(self.config)
-        show_table(evaluate_run(self.folder, ["linear", "knn"], data, self.device), self.config, data)
+        # root and cache may be others than those that config.json has, of before --resume
+        found = evaluate_run(self.folder, ["linear", "knn"], data, self.device, self.config["root"], cache=self.config["cache"])
+        show_table(found, self.config, data)
         print(f"{self.folder} holds pairs.png, curves.png, result.json, backbone.pt and the log.")
 
 
@@ -1229,7 +1231,7 @@ def read_config(run):
         hint = "; give its folder, or --backbone-file" if Path(run).is_file() else ""
         raise UserError(f"{run} is not a run folder: it has no config.json{hint}")
     config = {"processes": 1} | read_json(file)  # older runs, from before there could be several, lack it
-    if "seed" not in config:
+    if not {"method", "pairs", "data", "seed"} <= config.keys():
         raise UserError(f"{run} is not a run folder: its config.json is another program's")
     return config
 
@@ -1454,7 +1456,7 @@ def measures(results):
     groups, found = {}, {}
     for head, by_data in results.items():
         for data, r in by_data.items():
-            name, which = data.rsplit(", seed ", 1)[0], "value"
+            name, which = data.rsplit(", seed ", 1)[0] if head in ("finetune", "detect") else data, "value"
             if head == "detect" and "init random" in name:
                 name, which = name.replace("init random", "init run"), "untrained"
             groups.setdefault((head, name), {}).setdefault(which, []).append(r)
@@ -1642,6 +1644,7 @@ def draw_comparison(rows, path, panels=8):
     import matplotlib.pyplot as plt
 
     rows = [row for row in rows if not row["measure"].startswith("share of")] or rows
+    rows = [row | {key: pairs.drawable(row[key]) for key in ("method", "data", "measure")} for row in rows]
     rows = sorted(rows, key=lambda row: "held-out" not in row["measure"])
     several = len({row["data"] for row in rows}) > 1
     shown = {}  # (method, measure): its rows
@@ -1709,7 +1712,7 @@ def draw_invariance(results, path):
                     axis.axhspan(place - 0.5, place + 0.5, color="0.93", zorder=0, label="the augmentation has or imitates it")
             axis.set_yticks(range(len(factors)), factors, fontsize=8), axis.set_ylim(-0.5, len(factors) - 0.5)
             axis.set_xlim(-0.03, 1), axis.grid(alpha=0.3)
-            axis.set_title(f"{title}: {names[i]}", fontsize=8)
+            axis.set_title(pairs.drawable(f"{title}: {names[i]}"), fontsize=8)
     for axis in axes[-1]:
         axis.set_xlabel("share (0: ignored, 0.5: as the category)", fontsize=8)
     legend_below(figure)

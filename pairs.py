@@ -119,8 +119,8 @@ class Pairs:
     kind: "augmented" | "semantic" | "list". For a list, `rows` (R, 2) holds image indices of its pairs.
     false_pairs: the share of semantic partners that is drawn from another category instead, redrawn every epoch.
     semantic_share: the share of pairs that is semantic, redrawn every epoch; the rest are augmented.
-    judged: whether the run is evaluated on its --data when it ends: not if that has one class only; of a list, only if --data has
-    class folders with a test split when the run starts.
+    judged: whether the run is evaluated on its --data when it ends: not if that has one class only, or too few images for a probe;
+    of a list, only if --data has class folders with a test split when the run starts.
     """
 
     pool: ImageSet
@@ -525,6 +525,11 @@ def picture():
         yield
 
 
+def drawable(text):
+    """Text as matplotlib takes it: of a file's name that is not UTF-8 the odd bytes become \\udcff and the like."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 @picture()
 def save_picture(path, source, view1, view2, columns=6):
     """Writes a picture of pairs, one a column, augmented on the left, semantic (or the list's) on the right: the two images,
@@ -553,8 +558,10 @@ def save_picture(path, source, view1, view2, columns=6):
             row[0].set_ylabel(title, fontsize=9, alpha=float(kind == "augmented"))  # unseen on the right: it keeps the halves alike
             for image, axis in zip(images, row):
                 axis.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
-    figure.savefig(path, dpi=100)
+    buffer = io.BytesIO()  # whole or not at all: a run that is resumed draws it only if it is missing
+    figure.savefig(buffer, dpi=100)
     plt.close(figure)
+    write_whole(Path(path), buffer.getbuffer())
 
 
 # ----------------------------------------------------------------------- pairs of folders and lists
@@ -572,9 +579,9 @@ def load_pairs(args):
     if of_classes and args.data != "scenes":
         # open what the run will be judged on: a mistake, or a download, should not have to wait for the training images
         judged_on_files = isinstance(open_split(args.data, "test", args.root, args.download)[0], list)
-        open_split(args.data, "val", args.root, args.download)
+        val = open_split(args.data, "val", args.root, args.download)
     else:
-        judged_on_files = in_folder and can_judge(args.data)
+        judged_on_files, val = in_folder and can_judge(args.data), None
     if in_folder and judged_on_files:
         not_a_class(args.data, {"--cache": args.cache, "--out": args.out or "runs"})
     if of_classes:
@@ -598,9 +605,10 @@ def load_pairs(args):
         listed = {os.path.abspath(row[column]) for row in rows for column in columns}
         if both := listed & set(map(os.path.abspath, list_folder(Path(args.data), "test")[0])):
             print(f"note: {len(both):,} of the images that the run will be tested on are in the list: it will have seen them", flush=True)
-    judged = len(source.pool.classes) > 1 if of_classes else judged_on_files
-    if of_classes and not judged:
-        print(f"note: {source.pool.name} has one class only, {source.pool.classes[0]}, so the run will not be judged on it", flush=True)
+    unfit = of_classes and unfit_for_a_probe(len(source.pool), source.pool.classes, val)
+    if unfit:
+        print(f"note: {source.pool.name} has {unfit}, so the run will not be judged on it", flush=True)
+    judged = not unfit if of_classes else judged_on_files
     return replace(source, false_pairs=args.false_pairs, semantic_share=args.semantic_share, judged=judged)
 
 
@@ -1086,8 +1094,16 @@ def list_folder(folder, split, judged=True):
     return paths, torch.tensor(labels), classes
 
 
+def unfit_for_a_probe(n, classes, val):
+    """In words, what keeps a probe from n training images of these classes; "" if nothing does. val: the validation images, or None."""
+    if len(classes) < 2:
+        return f"one class only, {classes[0]}"
+    return f"{n} training images, and a probe needs 5 or more" if n < 5 and val is None else ""
+
+
 def can_judge(folder):
-    """Whether a run on a list of pairs can be judged on the folder of its images: class folders, two or more, with a test split.
+    """Whether a run on a list of pairs can be judged on the folder of its images: class folders, two or more, with a test split
+    and images enough for a probe.
 
     A list needs only the paths, so other folders are no mistake there; a note says what is wrong with class folders.
     """
@@ -1095,11 +1111,9 @@ def can_judge(folder):
     if not folders_in(folder):
         return False
     try:
-        *_, classes = list_folder(folder, "test")
-        for split in ("train", "val"):
-            list_folder(folder, split)  # raises what is wrong with it
-        if len(classes) < 2:
-            raise UserError(f"it has one class only, {classes[0]}")
+        _, (train, _, classes), val = (list_folder(folder, split) for split in ("test", "train", "val"))  # raises what is wrong with it
+        if unfit := unfit_for_a_probe(len(train), classes, val):
+            raise UserError(f"it has {unfit}")
     except UserError as error:
         print(f"note: the run will not be judged on {folder}: {error}", flush=True)
         return False
@@ -1411,7 +1425,8 @@ def load_boxes(data, seed=0, image_size=128):
     folders at most two levels down. Training uses trainval.txt (without that train.txt, and not val.txt), testing test.txt; a
     folder without test.txt serves for training only, all of it if it has no list, or val.txt alone. If no folder has one:
     train.txt and val.txt; without those every fifth of all images is for testing. Raises UserError for missing or unreadable
-    files, for boxes outside of their image, for images listed for both, and for a folder that is there twice.
+    files, for boxes outside of their image, for images too thin to be scaled to image_size, for images listed for both, and for a
+    folder that is there twice.
     """
     if data == ["scenes"]:
         return tuple(detection_scenes(split, n, image_size, seed) for split, n in (("train", 400), ("test", 200)))
@@ -1470,6 +1485,8 @@ def load_boxes(data, seed=0, image_size=128):
             if turned or any(x1 >= width or y1 >= height for x1, y1, *_ in t["boxes"]):
                 raise UserError(f"{image} is {width} x {height} px when upright, and its annotation tells of another size, or has boxes outside: "
                                 "was it resized or turned since? Bring both in line")
+            if min(width, height) * round(image_size * 5 / 3) < max(width, height):  # the longest side that a detector takes
+                raise UserError(f"{image} is {width} x {height} px: too thin, at --size {image_size} less than a pixel of it would be left; crop or remove it")
         sets.append(BoxSet(
             "+".join(Path(d).resolve().name for d in data), images,
             [torch.tensor(t["boxes"]).reshape(-1, 4) for t in found],
@@ -1705,7 +1722,7 @@ def nearest_partners(h, labels=None, forbidden=None, tries=5, at_once=2**27):
         raise ValueError("a class with one image has no partner for it")
     partner, progress = torch.empty(len(h), dtype=torch.long), Progress("nearest neighbours", len(h))
     for members in by_class.split(labels.unique(return_counts=True)[1].tolist()):  # a class at a time: its square, not that of all
-        among, step = F.normalize(h[members], dim=1), max(1, at_once // len(members))
+        among, step = F.normalize(h[members], dim=1, eps=torch.finfo(h.dtype).tiny), max(1, at_once // len(members))
         for start in range(0, len(members), step):
             rows = members[start : start + step]
             similarity = among[start : start + step] @ among.T

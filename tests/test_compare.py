@@ -174,9 +174,9 @@ def test_the_picture_names_what_each_panel_shows(make, tmp_path, monkeypatch):
     run, number = make("augmented", 0, 0.5), {"accuracy": 0.4, "untrained": 0.2, "chance": 0.05}
     share = {"factors of scenes": {"factors": {"rotation": {"share": 0.6, "untrained": 0.8, "inside": False}}}}
     evaluate.write_json(run / "result.json", {"linear": {"held": number, "scenes-held-out": number}, "invariance": share})
-    several = [make("augmented", 0, 0.5, method=method, data=data) for method in ("simclr", "moco") for data in ("scenes", "photos")]
+    several = [make("augmented", 0, 0.5, method=method, data=data) for method in ("simclr", "moco") for data in ("scenes", "ph\udcff")]
     for runs, titles, under in (([run], ["linear probe: scenes-held-out", "linear probe: held"], ["simclr"]),
-                                (several, ["simclr, linear probe: held", "moco, linear probe: held"], ["scenes", "photos"])):
+                                (several, ["simclr, linear probe: held", "moco, linear probe: held"], ["scenes", r"ph\udcff"])):  # not UTF-8
         evaluate.draw_comparison(evaluate.compare(runs), tmp_path / "c.png")
         assert [axis.get_title() for axis in plt.gcf().axes] == titles
         assert all([label.get_text() for label in axis.get_xticklabels()] == under for axis in plt.gcf().axes)
@@ -188,6 +188,10 @@ def test_the_numbers_of_a_result():
     results = {"knn": {"d": {"accuracy": 0.3, "untrained": 0.2, "chance": 0.1}}, "detect": {"v, seed 0": {"ap": 0.3, "ap50": 0.6}, "v, seed 1": {"ap": 0.5, "ap50": 0.8}},
                "invariance": {"factors of scenes": {"factors": {"rotation": {"share": 0.6, "untrained": 0.8, "inside": False}}}}}
     found = evaluate.measures(results)
+    two = {f"d, seed {seed}": {"accuracy": accuracy, "untrained": 0.1, "chance": 0.1} for seed, accuracy in ((0, 0.2), (1, 0.6))}
+    seeded = evaluate.measures({"linear": two, "finetune": two})
+    # a folder may be called "d, seed 1"; only fine-tuning has seeds of its own
+    assert {k: v["value"] for k, v in seeded.items()} == pytest.approx({"linear d, seed 0": 0.2, "linear d, seed 1": 0.6, "finetune d": 0.4})
     both = {f"v, c4, init {init}, seed {seed}": {"ap": value, "ap50": value} for init, seed, value in (("run", 0, 0.3), ("run", 1, 0.5), ("random", 0, 0.2))}
     (name, numbers), _ = evaluate.measures({"detect": both}).items()
     assert name == "detect AP50 v, c4, init run" and (numbers["value"], numbers["untrained"]) == pytest.approx((0.4, 0.2))

@@ -244,7 +244,7 @@ def test_a_detector_is_tested_on_images_between_0_and_1_and_its_labels_are_those
 @pytest.fixture
 def detector_run(tmp_path, monkeypatch):
     """A run folder for detect_run, which then trains, detects and draws nothing."""
-    evaluate.write_json(tmp_path / "config.json", {"backbone": "convnet", "image_size": 32, "seed": 3, "trained_epochs": 2})
+    evaluate.write_json(tmp_path / "config.json", {"method": None, "pairs": None, "data": None, "backbone": "convnet", "image_size": 32, "seed": 3, "trained_epochs": 2})
     world, backbone = [pairs.detection_scenes("train", 2, 32)] * 2, evaluate.build_backbone("convnet", 32)[0]
     for module, name, stand_in in ((pairs, "load_boxes", world), (evaluate, "load_backbone", (backbone, backbone)), (evaluate, "train_detector", None),
                                    (evaluate, "detect", [found_of(boxes(), [])] * 2), (evaluate, "draw_detections", None)):
@@ -268,7 +268,7 @@ def test_a_detector_is_given_the_runs_backbone_or_a_new_one_and_the_runs_world(d
     evaluate.detect_run(detector_run, ["scenes"], torch.device("cpu"), "run", "c4", [32], 1, 1, 0.1, 8, 7, 5)
     assert "note: the CIFAR stem" in capsys.readouterr().out
     for zero in True, False:  # SimSiam's ResNets start so, and so does the detector that they are compared with
-        evaluate.write_json(detector_run / "config.json", {"backbone": "resnet18", "image_size": 32, "seed": 3, "trained_epochs": 2, "zero_init_residual": zero})
+        evaluate.write_json(detector_run / "config.json", {"method": None, "pairs": None, "data": None, "backbone": "resnet18", "image_size": 32, "seed": 3, "trained_epochs": 2, "zero_init_residual": zero})
         evaluate.detect_run(detector_run, ["scenes"], torch.device("cpu"), "random", "c4", [32], 1, 1, 0.1, 8, 7, 5)
         assert given[-1].layer1[0].bn2.weight.any() != zero
 
@@ -314,7 +314,7 @@ def test_a_detectors_order_depends_on_its_seed():
 
 
 def test_classes_of_any_name_are_shown_as_they_are(tmp_path):
-    data = pairs.replace(pairs.detection_scenes("test", 2, 32), classes=["$5_to_$_x", *"bcde"])
+    data = pairs.replace(pairs.detection_scenes("test", 2, 32), classes=["$5_to_$_x", *"bcde"], name="caf\udce9")  # the folder's name is not UTF-8
     evaluate.draw_detections(tmp_path / "d.png", data, [found_of(boxes(), [])] * 2)
     assert (tmp_path / "d.png").stat().st_size > 1000
 

@@ -572,7 +572,7 @@ def test_scenes_for_invariance_show_the_held_out_categories_of_the_runs_world(mo
 def test_shares_are_those_of_the_trained_and_of_the_untrained_backbone(tmp_path, monkeypatch):
     torch.manual_seed(0)
     changes = evaluate.scene_changes
-    evaluate.write_json(tmp_path / "config.json", {"method": None, "image_size": 16, "seed": 0, "data": None})
+    evaluate.write_json(tmp_path / "config.json", {"pairs": None, "method": None, "image_size": 16, "seed": 0, "data": None})
     monkeypatch.setattr(evaluate, "load_backbone", lambda run: (mean_color(), nn.Sequential(nn.Flatten(), nn.BatchNorm1d(768))))
     monkeypatch.setattr(evaluate, "load_splits", lambda *_: [labelled(40, 0)])
     monkeypatch.setattr(evaluate, "scene_changes", lambda seed, size: changes(seed, size, n=40))
@@ -582,7 +582,7 @@ def test_shares_are_those_of_the_trained_and_of_the_untrained_backbone(tmp_path,
 
 def test_it_is_told_where_features_do_not_tell_the_categories_apart(tmp_path, monkeypatch, capsys):
     torch.manual_seed(0)
-    evaluate.write_json(tmp_path / "config.json", {"method": None, "image_size": 16, "seed": 0, "data": None})
+    evaluate.write_json(tmp_path / "config.json", {"pairs": None, "method": None, "image_size": 16, "seed": 0, "data": None})
     monkeypatch.setattr(evaluate, "load_backbone", lambda run: (mean_color(), mean_color()))
     monkeypatch.setattr(evaluate, "scene_changes", lambda *_: (torch.arange(4) % 2, labelled(4, 0).images, {}))
     alike = labelled(40, 0)
@@ -654,7 +654,7 @@ def test_invariance_is_by_default_of_held_out_scenes_or_the_runs_own_data(tmp_pa
     for name in ("scene_changes", "image_changes"):
         monkeypatch.setattr(evaluate, name, lambda *_: nothing)
     for data in ("scenes", None, "photos"):
-        evaluate.write_json(tmp_path / "config.json", {"method": None, "image_size": 16, "seed": 0, "data": data})
+        evaluate.write_json(tmp_path / "config.json", {"pairs": None, "method": None, "image_size": 16, "seed": 0, "data": data})
         evaluate.invariance_run(tmp_path, torch.device("cpu"))
     assert asked == ["scenes-held-out", "scenes-held-out", "photos"]
 
@@ -707,9 +707,9 @@ def test_the_picture_of_shares_names_each_row_and_shades_what_each_method_has(tm
     for name, method, inside in (("a", "simclr", {"crop"}), ("b", "byol", {"crop", "solarize"}), ("c", None, None), ("d/c", None, None), ("e", "simclr", {"flip"})):
         (tmp_path / name).mkdir(parents=True)
         without = "crop" if name == "e" else ""
-        evaluate.write_json(tmp_path / name / "config.json", {"method": method, "backbone": "resnet18", "pairs": method and "semantic", "seed": 0, "without": without})
+        evaluate.write_json(tmp_path / name / "config.json", {"method": method, "backbone": "resnet18", "pairs": method and "semantic", "data": "x", "seed": 0, "without": without})
         factors = {f: {"inside": inside and f in inside, "untrained": 0.5, "share": share} for f, share in (("crop", 0.1), ("flip", 0.2), ("solarize", 0.3))}
-        results[tmp_path / name] = {"transformations of x": {"factors": factors}}
+        results[tmp_path / name] = {"transformations of caf\udce9": {"factors": factors}}
     monkeypatch.setattr(plt, "close", lambda figure: None)
     evaluate.draw_invariance(results, tmp_path / "shares.png")
     figure = plt.gcf()
@@ -957,7 +957,7 @@ def test_a_result_belongs_to_the_weights_that_it_was_computed_from(tmp_path, cap
 
 
 def test_a_result_is_of_the_trained_backbone_and_of_the_epoch_that_was_read(tmp_path, monkeypatch):
-    config = {"seed": 0, "trained_epochs": 2, "epochs": 2}
+    config = {"method": None, "pairs": None, "data": None, "seed": 0, "trained_epochs": 2, "epochs": 2}
     evaluate.write_json(tmp_path / "config.json", config)
     blind = mean_color()
     nn.init.zeros_(blind[2].weight)
@@ -974,7 +974,7 @@ def test_a_result_is_of_the_trained_backbone_and_of_the_epoch_that_was_read(tmp_
 
 
 def test_results_before_a_mistake_are_kept(tmp_path, monkeypatch):
-    evaluate.write_json(tmp_path / "config.json", {"seed": 0, "data": None})
+    evaluate.write_json(tmp_path / "config.json", {"method": None, "pairs": None, "seed": 0, "data": None})
     monkeypatch.setattr(evaluate, "load_backbone", lambda run: (mean_color(), mean_color()))
 
     def load_splits(config, data, *_):
@@ -989,7 +989,7 @@ def test_results_before_a_mistake_are_kept(tmp_path, monkeypatch):
 
 
 def test_a_fine_tuning_asked_for_by_a_script_is_named_as_the_command_line_names_it(tmp_path, monkeypatch):
-    evaluate.write_json(tmp_path / "config.json", {"seed": 0, "data": None})
+    evaluate.write_json(tmp_path / "config.json", {"method": None, "pairs": None, "seed": 0, "data": None})
     monkeypatch.setattr(evaluate, "load_backbone", lambda run: (mean_color(), mean_color()))
     monkeypatch.setattr(evaluate, "load_splits", lambda *_: (labelled(20, 0), labelled(10, 1), None))
     monkeypatch.setattr(evaluate, "usual_precision", lambda device: "bfloat16")
@@ -1004,7 +1004,7 @@ def test_a_fine_tuning_asked_for_by_a_script_is_named_as_the_command_line_names_
 def test_the_untrained_backbone_is_that_of_the_runs_seed_and_options(tmp_path):
     torch.manual_seed(3)
     start, _ = evaluate.build_backbone("resnet18", 16, zero_init_residual=True)
-    evaluate.write_json(tmp_path / "config.json", {"seed": 3, "backbone": "resnet18", "image_size": 16, "zero_init_residual": True})
+    evaluate.write_json(tmp_path / "config.json", {"method": None, "pairs": None, "data": None, "seed": 3, "backbone": "resnet18", "image_size": 16, "zero_init_residual": True})
     torch.save(start.state_dict(), tmp_path / "backbone.pt")
     _, untrained = evaluate.load_backbone(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(start.parameters(), untrained.parameters(), strict=True))
@@ -1103,9 +1103,10 @@ def test_a_run_that_ends_with_like_embeddings_says_so(tmp_path, capsys, spread, 
 def test_mistakes_are_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="not a run folder: it has no config.json"):
         evaluate.read_config(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
-    with pytest.raises(UserError, match="not a run folder: its config.json is another program's"):
-        evaluate.read_config(tmp_path)
+    for theirs in ('{"model_type": "resnet"}', '{"seed": 0, "data": "photos"}'):
+        (tmp_path / "config.json").write_text(theirs)
+        with pytest.raises(UserError, match="not a run folder: its config.json is another program's"):
+            evaluate.read_config(tmp_path)
     with pytest.raises(UserError, match="--device nonsense"):
         evaluate.pick_device("nonsense")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)

@@ -513,6 +513,16 @@ def test_the_picture_shows_augmented_pairs_beside_semantic_ones(tmp_path, monkey
     shown.clear()
     pairs.save_picture(tmp_path / "q.png", pairs.make_pairs("augmented", pool([0, 0, 1]), 0), plain, plain)
     assert len(shown) == 12  # no semantic pairs: a class has one image
+    drawn = (tmp_path / "q.png").read_bytes()
+    assert drawn.startswith(b"\x89PNG")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pairs.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):  # while it is written: what was there stays whole
+        pairs.save_picture(tmp_path / "q.png", source, plain, plain)
+    assert (tmp_path / "q.png").read_bytes() == drawn
 
 
 # -- study controls
@@ -1060,6 +1070,7 @@ def test_neighbours_without_labels_and_without_copies():
     assert pairs.nearest_partners(h, torch.tensor([0, 1, 0, 1, 1])).tolist() == [2, 4, 0, 4, 3]
     copies = lambda i, j: (i + j) == 1  # images 0 and 1 are the same picture
     assert pairs.nearest_partners(h, forbidden=copies).tolist() == [2, 2, 1, 4, 3]
+    assert pairs.nearest_partners(h * 2.0**-60).tolist() == [1, 0, 1, 4, 3]  # features of any scale
 
 
 def test_neighbours_of_many_images_are_those_of_plain_loops():
@@ -1217,6 +1228,14 @@ def test_a_list_is_judged_on_class_folders_where_there_are_some(tmp_path, capsys
     assert not pairs.can_judge(folder) and "val has classes that" in capsys.readouterr().out
     (folder / "val" / "green").rename(folder / "val" / "red")
     assert not pairs.can_judge(folder) and "no images in class folders below" in capsys.readouterr().out
+    few = two_colours(tmp_path / "few")
+    for i, name in [*enumerate(("red", "blue") * 10, start=4)]:
+        (few / "train" / name / f"{i // 2:02d}.png").unlink()
+    for name in ("red", "blue"):
+        Image.new("RGB", (16, 16), name).save(few / "test" / name / "a.png")
+    assert not pairs.can_judge(few) and f"judged on {few}: it has 4 training images, and a probe needs 5 or more" in capsys.readouterr().out
+    shutil.copytree(few / "test", few / "val")
+    assert pairs.can_judge(few)  # the probe's strength is chosen on val/
     shutil.rmtree(folder / "val"), shutil.rmtree(folder / "train" / "blue"), shutil.rmtree(folder / "test" / "blue")
     assert not pairs.can_judge(folder) and "it has one class only, red" in capsys.readouterr().out
 
@@ -1264,6 +1283,19 @@ def test_a_folder_of_one_class_is_trained_on_and_not_judged(tmp_path, monkeypatc
     assert not load() and "note: d has one class only, all, so the run will not be judged on it" in capsys.readouterr().out
     noisy(tmp_path / "d" / "more", 10)
     assert load() and "one class" not in capsys.readouterr().out
+
+
+def test_images_too_few_for_a_probe_are_trained_on_and_not_judged(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        noisy(tmp_path / "d" / name, 10)
+    options = ["--data", "d", "--batch-size", "2", "--backbone", "convnet", "--epochs", "1", "--device", "cpu"]
+    said = "note: d has 4 training images, and a probe needs 5 or more, so the run will not be judged on it"
+    out = printed("simclr.py", *options, "--limit", "4")
+    assert said in out and "so no table" in out
+    assert "linear probe" in printed("simclr.py", *options, "--limit", "5", "--out", "five")
+    scenes = lambda limit: pairs.load_pairs(simclr.parse_args(["--data", "scenes", "--limit", limit, "--batch-size", "4"])).judged
+    assert (scenes("4"), scenes("5")) == (False, True)
 
 
 def test_a_class_that_the_test_split_lacks_is_trained_on_and_not_judged(tmp_path, monkeypatch):
@@ -1950,6 +1982,22 @@ def test_boxes_of_an_image_that_was_resized_or_turned_since_are_refused(tmp_path
         Image.new("RGB", of_file).save(voc / "JPEGImages" / "000000.jpg", exif=exif)
         with pytest.raises(UserError, match="000000.jpg is .* px when upright, and its annotation tells of another size, or has boxes outside"):
             pairs.load_boxes([str(voc)])
+
+
+def test_an_image_too_thin_to_be_scaled_is_refused_before_the_training(tmp_path):
+    voc = voc_folder(tmp_path, {})
+    detector = evaluate.build_detector(evaluate.build_backbone("convnet", 32)[0], 2, "c4", [128], 64, 7).eval()
+    for long_side, fits in ((213, True), (214, False)):  # a detector takes 213 px at most
+        Image.new("RGB", (long_side, 1)).save(voc / "JPEGImages" / "000001.jpg")
+        if fits:
+            image = pairs.load_boxes([str(voc)], image_size=128)[0].image(1)
+            detector.transform([image / 255])
+        else:
+            with pytest.raises(UserError, match="000001.jpg is 214 x 1 px: too thin, at --size 128 less than a pixel"):
+                pairs.load_boxes([str(voc)], image_size=128)
+            with pytest.raises(RuntimeError):
+                detector.transform([torch.zeros(3, 1, long_side)])
+            assert pairs.load_boxes([str(voc)], image_size=256)
 
 
 def test_names_with_spaces_in_a_voc_list(tmp_path):

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -172,6 +173,14 @@ def test_same_seed_gives_the_same_backbone_to_the_bit_and_resume_equals_no_inter
     assert config["trained_epochs"] == 2 and config == json.loads((tmp_path / "here" / "config.json").read_text()) | {"out": config["out"]}
 
 
+def test_a_resumed_run_is_judged_with_the_cache_that_it_now_names(photos, tmp_path):
+    common = ["--data", photos, "--backbone", "convnet", *QUICK, "--out", tmp_path / "run"]
+    cut("simclr.py", *common, "--cache", tmp_path / "first")
+    shutil.rmtree(tmp_path / "first")
+    assert "linear probe" in printed("simclr.py", *common, "--cache", tmp_path / "second", "--resume")
+    assert (tmp_path / "second").exists() and not (tmp_path / "first").exists()
+
+
 def test_evaluate_adds_to_the_result_and_keeps_the_rest(photos, tmp_path):
     run = tmp_path / "run"
     printed("simsiam.py", "--data", photos, "--backbone", "convnet", *QUICK, "--out", run)
@@ -313,7 +322,7 @@ def test_options_of_evaluations_arrive(tmp_path, monkeypatch):
 
 
 def test_printed_numbers_stand_under_their_names(tmp_path, monkeypatch):
-    evaluate.write_json(tmp_path / "config.json", {"method": None, "backbone": "convnet", "pairs": None, "seed": 0})
+    evaluate.write_json(tmp_path / "config.json", {"method": None, "backbone": "convnet", "pairs": None, "data": None, "seed": 0})
     share = {"inside": True, "untrained": 0.7, "share": 0.3}
     monkeypatch.setattr(evaluate, "invariance_run", lambda *_: {"factors of scenes": {"factors": {"position": share}}})
     head, row, *_ = (line.split() for line in printed("evaluate.py", "invariance", tmp_path, "--device", "cpu").splitlines()[1:])
