@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What README's Speed leaves "not measured", on a machine with a GPU, one part a call. DIR holds
+# The measurements of results/speed/README.md's On a GPU, those still missing too, one part a call. DIR holds
 # CIFAR-10 as JPEGs, DIR/train/<class>/ and DIR/test/<class>/. From the repository's root:
 #     .venv/bin/python -m pytest -q tests/test_gpu.py              -> does it compute what a CPU computes? (-k "not compiles": quicker)
 #     bash results/speed/gpu.sh .venv/bin/python DIR bench              -> results/speed/bench-gpu.json, .txt
