@@ -1034,16 +1034,21 @@ def find_images(folder):
 
 
 def folders_in(folder):
-    """The names of the folders in a folder, in order, without hidden ones: classes, or train, test, val. A folder that has none
-    holds images without labels."""
-    return sorted(d.name for d in Path(folder).iterdir() if d.is_dir() and d.name[0] != ".")
+    """The names of the folders in a folder, in order, without hidden ones: classes, or train, test, val; also of a link whose folder
+    is gone, so that it is missed. A folder that has none holds images without labels."""
+    gone = lambda d: d.is_symlink() and not d.exists() and not d.suffix
+    return sorted(d.name for d in Path(folder).iterdir() if (d.is_dir() or gone(d)) and d.name[0] != ".")
 
 
 def crc32_of(folder, paths):
-    """A check sum of the paths below a folder, the same wherever the folder lies."""
-    above = "" if Path(folder) == Path() else Path(folder).as_posix()
-    names = ("/" * (not above) + path.as_posix().removeprefix(above) for path in paths)
-    return zlib.crc32("\0".join(names).encode(errors="surrogateescape"))
+    """A check sum of the paths relative to a folder, the same wherever the folder lies and however it is spelled."""
+    above = f"{Path(folder).as_posix()}/"
+
+    def relative(path):
+        name = path.as_posix()
+        return name[len(above) :] if name.startswith(above) else Path(os.path.relpath(path, folder)).as_posix()  # which is slow
+
+    return zlib.crc32("\0".join(f"/{relative(path)}" for path in paths).encode(errors="surrogateescape"))
 
 
 def not_a_class(data, folders):
@@ -1066,6 +1071,8 @@ def list_folder(folder, split, judged=True):
         raise UserError(f"{folder} has train/ but neither test/ nor val/ beside it: the probe needs one")
     if has_splits and len({d.resolve() for d in (folder / "train", *others)}) <= len(others):
         raise UserError(f"{folder}: two of train/, {', '.join(f'{d.name}/' for d in others)} are links to one folder; a split must have its own images")
+    if len(both := [f"{d.name}/" for d in others if d.name != "test"]) > 1:
+        raise UserError(f"{folder} has {' and '.join(both)}: keep one of them, for validation")
     if split == "val" and len(others) < 2:
         return None
     train = folder / "train" if has_splits else folder
@@ -1131,7 +1138,7 @@ TURNS = {2: Turn.FLIP_LEFT_RIGHT, 3: Turn.ROTATE_180, 4: Turn.FLIP_TOP_BOTTOM, 5
 
 def open_image(item):
     """A file, or (a name, a function that opens the image), as an upright RGB image: 16 bits become 8, transparent areas white.
-    Raises BadImage."""
+    Raises BadImage, also for pixels whose range is not known: floating-point numbers, integers above 65535."""
     # not by its name: Pillow maps some files into memory, and turns those wrongly
     name, opened = item if isinstance(item, tuple) else (item, lambda: Image.open(io.BytesIO(item.read_bytes())))
     try:
@@ -1139,8 +1146,12 @@ def open_image(item):
         if image.mode == "F":
             raise ValueError("its pixels are floating-point numbers, whose range is not known")
         image.load()
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))  # ImageOps.exif_transpose refuses some odd tags
+        turn = None
+        with suppress(Exception):  # a damaged EXIF block is no damage to the pixels; ImageOps.exif_transpose refuses some odd tags
+            turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
         image = image.transpose(turn) if turn is not None else image
+        if image.mode == "I" and image.getextrema()[1] > 65535:
+            raise ValueError("its pixels are integers of more than 16 bits, whose range is not known")
         if image.mode.startswith("I"):  # 16 bits: PIL would cut them off at 255
             pixels = np.asarray(image).clip(0, 65535)
             image = Image.fromarray((pixels if pixels.max() < 256 else pixels // 256).astype(np.uint8))
@@ -1244,7 +1255,7 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
         fingerprint = hashlib.sha256(repr(list(map(size_and_time, names))).encode()).hexdigest()
         index, lengths = folder / "index.json", {"images.bin": n * 3 * image_size**2, "done.bin": n}
         current = False
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, LookupError, TypeError):
             whole = all((folder / name).stat().st_size == length for name, length in lengths.items())
             current = whole and json.loads(index.read_text())["fingerprint"] == fingerprint
         if not current:
@@ -1454,7 +1465,7 @@ def load_boxes(data, seed=0, image_size=128):
                 raise UserError(f"{file} cannot be read ({error}); save it in UTF-8") from None
         return found
 
-    annotated = lambda folders: [(f, p.stem) for f in folders for p in sorted((f / "Annotations").glob("*.xml"))]
+    annotated = lambda folders: [(f, p.stem) for f in folders for p in sorted((f / "Annotations").glob("[!.]*.xml"))]
     without = lambda *names: annotated(f for f in folders if not any(f in lists[name] for name in names))
     if lists["test"]:
         train, test = read(lists["train"] | lists["trainval"]) + without("train", "trainval", "test"), read(lists["test"])
@@ -1482,7 +1493,9 @@ def load_boxes(data, seed=0, image_size=128):
             raise UserError(f"{list_bad(bad, len(images))}; repair or remove them")
         for image, t, (width, height) in zip(images, found, sizes):
             turned = width != height and t["size"] == (height, width)
-            if turned or any(x1 >= width or y1 >= height for x1, y1, *_ in t["boxes"]):
+            # at their far ends by a pixel or two at most, as some count them
+            outside = lambda x1, y1, x2, y2: x1 >= width or y1 >= height or x2 > width + 2 or y2 > height + 2
+            if turned or any(outside(*box) for box in t["boxes"]):
                 raise UserError(f"{image} is {width} x {height} px when upright, and its annotation tells of another size, or has boxes outside: "
                                 "was it resized or turned since? Bring both in line")
             if min(width, height) * round(image_size * 5 / 3) < max(width, height):  # the longest side that a detector takes
@@ -1546,7 +1559,7 @@ def run_cli(main):
         if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             mistake = "the disk, or what you may use of it, is full; make room. What is written is kept"
         elif error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.EISDIR, errno.ENOTDIR,
-                                                errno.ENAMETOOLONG):
+                                                errno.ENAMETOOLONG, errno.ELOOP):
             mistake = f"{error.filename}: {error.strerror.lower()}; name another file or folder"
         else:
             raise
@@ -1856,7 +1869,7 @@ def category_of(path, folder):
         parts = parts[1:]
     elif (folder / "train").is_dir():
         parts = ()
-    return parts[0] if parts else ""
+    return parts[0].strip() if parts else ""  # as a list's categories are read
 
 
 def check(file, folder=None):
@@ -1938,7 +1951,7 @@ def main():
     out = Path(args.out)
     stem = out.with_suffix("") if out.suffix == ".csv" else out
     for there in (out, *out.parent.glob(f"{glob.escape(stem.name)}-[0-9][0-9][0-9].png")):
-        if there.exists():
+        if there.exists() or there.is_symlink():
             raise UserError(f"{there} exists and is not overwritten; choose another --out")
     folder = Path(args.data)
     if not folder.is_dir():

@@ -274,7 +274,7 @@ def test_a_cache_or_run_within_the_data_is_refused(tmp_path, monkeypatch):
     assert len(pairs.load_images(tmp_path / "split", cache=tmp_path / "split" / "cache"))  # beside train/
 
 
-def test_other_files_have_another_check_sum(tmp_path):
+def test_other_files_have_another_check_sum(tmp_path, monkeypatch):
     write_folder(tmp_path / "flat"), write_folder(tmp_path / "other" / "flat", each=6)
     sums = [pairs.load_images(str(tmp_path / name)).files_crc32 for name in ("flat", "./flat", "other/flat")]
     assert sums[0] == sums[1] != sums[2]
@@ -287,7 +287,21 @@ def test_other_files_have_another_check_sum(tmp_path):
         source = pairs.read_pair_list(tmp_path / "flat" / "list.csv")
         sums.append(source.pool.files_crc32)
     assert sums[0] == sums[1] and len(set(sums)) == 3
+    for name in ("lists", "flat2"):  # of files outside of the list's folder, also of a name that begins like its
+        (tmp_path / name).mkdir(), (tmp_path / name / "l.csv").write_text("image_a,image_b\n../flat/cat/0.png,../flat/cat/1.png\n")
+    read = lambda name: pairs.read_pair_list(name).pool.files_crc32
+    monkeypatch.chdir(tmp_path)
+    outside = [read("lists/l.csv"), read(tmp_path / "lists" / "l.csv"), read("flat2/l.csv")]
+    monkeypatch.chdir("lists")
+    assert {*outside, read("l.csv")} == {zlib.crc32(b"/../flat/cat/0.png\0/../flat/cat/1.png")}
     assert source.pool.classes == ["cat", "dog"] and source.rates(0)["false_rate"] == 1  # categories of the class folders
+
+
+def test_a_class_whose_folder_is_a_link_to_nowhere_is_missed(tmp_path):
+    write_folder(tmp_path / "flat")
+    (tmp_path / "flat" / "horse").symlink_to(tmp_path / "not mounted")
+    with pytest.raises(UserError, match="horse holds no image, and every folder there is a class"):
+        pairs.load_images(tmp_path / "flat")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="file names are Unicode there")
@@ -636,6 +650,9 @@ def test_what_is_transparent_is_white_and_floating_point_images_are_refused(tmp_
     Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "f.tif")
     with pytest.raises(UserError, match="f.tif: its pixels are floating-point"):
         pairs.open_image(tmp_path / "f.tif")
+    Image.fromarray(np.full((8, 8), 65536, np.int32)).save(tmp_path / "i.tif")
+    with pytest.raises(UserError, match="i.tif: its pixels are integers of more than 16 bits"):
+        pairs.open_image(tmp_path / "i.tif")
     assert pairs.natural_size([tmp_path / "f.tif", tmp_path / "a.png"]) == 8
 
 
@@ -649,6 +666,9 @@ def test_every_orientation_is_upright_also_beside_tags_that_pillow_cannot_write(
     odd = b"Exif\0\0" + b"II*\0\x08\0\0\0" + b"\x02\0" + b"\x12\x01\x03\0\x01\0\0\0\x06\0\0\0" + b"\x1a\x01\x02\0\x03\0\0\x0072\0\0" + bytes(4)
     image.save(tmp_path / "a.jpg", exif=odd)  # turned by a quarter; its resolution is a text
     assert pairs.open_image(tmp_path / "a.jpg").size == (6, 4)
+    for damaged in (bytes(200), b"II*\0", b"garbagegarbage"):  # no reason to refuse the pixels
+        image.save(tmp_path / "b.jpg", exif=b"Exif\0\0" + damaged, dpi=(72, 72))
+        assert pairs.open_image(tmp_path / "b.jpg").size == (4, 6)
 
 
 def test_a_folder_that_may_not_be_read_is_told(tmp_path, monkeypatch):
@@ -897,7 +917,8 @@ def test_a_changed_source_is_decoded_anew(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("damage", [lambda f: (f / "images.bin").unlink(), lambda f: (f / "done.bin").unlink(), lambda f: (f / "index.json").unlink(),
-                                    lambda f: os.truncate(f / "images.bin", 100), lambda f: (f / "index.json").write_text('{"finger')])
+                                    lambda f: os.truncate(f / "images.bin", 100), lambda f: (f / "index.json").write_text('{"finger'),
+                                    lambda f: (f / "index.json").write_text("{}"), lambda f: (f / "index.json").write_text("[]")])
 def test_a_damaged_cache_is_made_again(tmp_path, damage):
     files = noisy(tmp_path / "d", 5)
     whole = pairs.cached(files, 5, 16, "", cache=tmp_path / "cache")[0].clone()
@@ -1045,6 +1066,15 @@ def test_proposed_pairs_are_balanced_and_pass_the_check(tmp_path):
     assert pairs.check(tmp_path / "l.csv", folder)[1] == []
 
 
+def test_spaces_around_a_class_do_not_hide_false_pairs(tmp_path):
+    folder = two_colours(tmp_path / "d")
+    for name in ("red", "blue"):
+        (folder / "train" / name).rename(folder / "train" / f"{name} ")
+    (tmp_path / "l.csv").write_text("image_a,image_b,category\n" + "".join(f"train/red /0{i}.png,train/blue /0{i}.png,red \n" for i in range(4)))
+    assert "false pairs: 4 of 4 (100.0%)" in pairs.check(tmp_path / "l.csv", folder)[0]
+    assert pairs.read_pair_list(tmp_path / "l.csv", folder).rates(0)["false_rate"] == 1
+
+
 def test_fewer_pairs_than_classes_are_of_classes_at_random(tmp_path):
     for c in range(20):
         (tmp_path / "d" / f"c{c:02d}").mkdir(parents=True)
@@ -1174,6 +1204,9 @@ def test_propose_strike_out_check_and_train_as_a_user_does(tmp_path):
     assert wrong.rates(0)["false_rate"] == 1
     status, _, error = run_pairs("propose", "--data", folder, "--out", out)
     assert status == 2 and "not overwritten" in error and error.count("\n") == 1
+    (tmp_path / "link.csv").symlink_to(tmp_path / "not there.csv")
+    status, _, error = run_pairs("propose", "--data", folder, "--out", tmp_path / "link.csv")
+    assert status == 2 and "link.csv exists and is not overwritten" in error and (tmp_path / "link.csv").is_symlink()
     out.rename(tmp_path / "other.csv")
     status, _, error = run_pairs("propose", "--data", folder, "--out", out)
     assert status == 2 and "pairs-001.png exists and is not overwritten" in error
@@ -1977,8 +2010,8 @@ def test_boxes_of_an_image_that_was_resized_or_turned_since_are_refused(tmp_path
     assert pairs.load_boxes([str(voc)])[0].boxes[0].tolist() == [[0, 0, 20, 10], [4, 5, 40, 30]]
     turned = Image.Exif()
     turned[0x0112] = 6
-    # image 0 has boxes from (0, 0) and (4, 5) on: of the smaller one the second is outside
-    for of_file, exif in (((40, 30), turned), ((8, 5), Image.Exif())):
+    # image 0 has boxes from (0, 0) and (4, 5) on, to (40, 30): of smaller ones the second is outside, or ends there
+    for of_file, exif in (((40, 30), turned), ((8, 5), Image.Exif()), ((40, 27), Image.Exif()), ((37, 30), Image.Exif())):
         Image.new("RGB", of_file).save(voc / "JPEGImages" / "000000.jpg", exif=exif)
         with pytest.raises(UserError, match="000000.jpg is .* px when upright, and its annotation tells of another size, or has boxes outside"):
             pairs.load_boxes([str(voc)])
@@ -1986,6 +2019,8 @@ def test_boxes_of_an_image_that_was_resized_or_turned_since_are_refused(tmp_path
 
 def test_an_image_too_thin_to_be_scaled_is_refused_before_the_training(tmp_path):
     voc = voc_folder(tmp_path, {})
+    annotation = voc / "Annotations" / "000001.xml"
+    annotation.write_text(annotation.read_text().replace("<ymax>10<", "<ymax>1<"))
     detector = evaluate.build_detector(evaluate.build_backbone("convnet", 32)[0], 2, "c4", [128], 64, 7).eval()
     for long_side, fits in ((213, True), (214, False)):  # a detector takes 213 px at most
         Image.new("RGB", (long_side, 1)).save(voc / "JPEGImages" / "000001.jpg")
@@ -2006,6 +2041,9 @@ def test_names_with_spaces_in_a_voc_list(tmp_path):
     (voc / "JPEGImages" / "000001.jpg").rename(voc / "JPEGImages" / "my photo 1.jpg")
     (voc / "ImageSets" / "Main" / "train.txt").write_text("000000 1\nmy photo 1\n")
     assert [path.stem for path in pairs.load_boxes([str(voc)])[0].images] == ["000000", "my photo 1"]
+    shutil.rmtree(voc / "ImageSets")
+    (voc / "Annotations" / "._000000.xml").write_bytes(b"\0\5")  # as macOS leaves them on other disks
+    assert sum(map(len, pairs.load_boxes([str(voc)]))) == 10
 
 
 def test_voc_classification_knows_what_is_difficult(tmp_path):
@@ -2039,6 +2077,10 @@ def test_folders_with_three_splits_keep_validation_for_choosing(tmp_path):
         p.unlink()
     (tmp_path / "test" / "a").rmdir(), (tmp_path / "test").rmdir()
     assert len(pairs.load_images(str(tmp_path), "test")) == 2 and pairs.load_images(str(tmp_path), "val") is None
+    (tmp_path / "val").mkdir()
+    with pytest.raises(UserError, match="has val/ and validation/: keep one of them, for validation"):
+        pairs.load_images(str(tmp_path), "test")
+    (tmp_path / "val").rmdir()
     (tmp_path / "test").symlink_to(tmp_path / "validation", target_is_directory=True)
     with pytest.raises(UserError, match="two of train/, test/, validation/ are links to one folder"):
         pairs.load_images(str(tmp_path), "train")
