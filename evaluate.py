@@ -172,6 +172,8 @@ def load_weights(backbone, file):
     try:
         state = load_tensors(file)
         state = state.get("state_dict", state.get("model", state))
+        if not all(isinstance(key, str) for key in state):
+            raise ValueError("its keys are no names")
         shapes = {key: tuple(value.shape) for key, value in state.items()}
     except FileNotFoundError:
         raise UserError(f"{file}: no such file") from None
@@ -189,7 +191,9 @@ def load_weights(backbone, file):
         known = config_beside(file)
         hint = f"; its config.json has --backbone {known['backbone']} --image-size {known['image_size']}" if known else ""
         raise UserError(f"{file} does not fit the backbone (and its image size, which decides a ResNet's stem): {said}{hint}")
-    backbone.load_state_dict({key: state[key] for key in wanted if key in state})
+    given = backbone.state_dict()  # with versions of its modules, which MNASNet asks for
+    given.update({key: state[key] for key in wanted if key in state})
+    backbone.load_state_dict(given)
 
 
 def config_beside(file):
@@ -440,7 +444,8 @@ def judge(heads, trained, untrained, train, test, val=None, **options):
             return sum(score(metric, scores, test_y.cpu()) for scores in random) / 10
         return torch.bincount(test_y).max().item() / len(test) if metric == "top-1" else 1 / len(train.classes)
 
-    sizes = {"classes": len(train.classes), "n_train": len(y), "n_test": len(test), "files_crc32": test.files_crc32}
+    sizes = {"classes": len(train.classes), "n_train": len(y), "n_test": len(test), "files_crc32": test.files_crc32,
+             "train_crc32": [s.files_crc32 for s in parts]}
     results, both = {}, train  # training and validation images
     if "finetune" in heads and val is not None:
         both = replace(train, images=torch.cat([s.images for s in parts]), labels=y.cpu())
@@ -1331,8 +1336,10 @@ def detect_run(run, data, device, init, kind, size, steps, batch_size, lr, rois,
     train_detector(model, train, steps, batch_size, lr, seed)
     found = detect(model, test)
     options = {"kind": kind, "size": list(size), "steps": steps, "batch_size": batch_size, "lr": lr, "rois": rois, "roi_size": roi_size}
+    files = train.images + test.images
+    crc32 = lambda part: pairs.crc32_of(os.path.commonpath(files), part.images) if isinstance(files[0], Path) else None
     result = box_metrics(test, found) | {"init": init, "seed": seed, **options, "n_train": len(train), "n_test": len(test),
-                                         "classes": len(train.classes)}
+                                         "classes": len(train.classes), "files_crc32": crc32(test), "train_crc32": crc32(train)}
     name = f"{train.name}, {kind}, init {init}, seed {seed}"
     add_results(run, {"detect": {name: result}}, config)
     draw_detections(Path(run) / ("detections.png" if init == "run" else f"detections-{init}.png"), test, found)
@@ -1366,7 +1373,8 @@ def invariance_run(run, device, data=None, root=None, download=False, skip_bad=F
                 factors[f][which] = share_of_factor(h, features(model, changed, what=f"invariance to {f}").cpu(), labels)
         if any(1 in (f["share"], f["untrained"]) for f in factors.values()):
             print(f"note: {name}: a share of 1 means that the category's variance cannot be told from 0, by features this poor or images this few", flush=True)
-        results[name] = {"factors": factors, "n": len(labels), "classes": len(labels.unique())}
+        crc32 = {} if name == "factors of scenes" else {"files_crc32": found.files_crc32}
+        results[name] = {"factors": factors, "n": len(labels), "classes": len(labels.unique()), **crc32}
     add_results(run, {"invariance": results}, config)
     return results
 
@@ -1385,7 +1393,8 @@ def show_table(results, config, given):
         print("Test accuracy with all layers trained; untrained: the same from a random start.")
     else:
         print("Test accuracy of frozen backbone features." + f" kNN: k = {' or '.join(ks)}, temperature 0.1." * bool(ks))
-    of = lambda data: any(name == data or name.startswith(f"{data}, ") for _, name, _ in rows)  # after that, the share of the labels
+    is_of = lambda name, data: name == data or name.startswith(f"{data}, ")  # after that, the share of the labels
+    of = lambda data: any(is_of(name, data) for _, name, _ in rows)
     own = config["data"] and Path(config["data"])
     if of("scenes-held-out"):
         print("The headline is scenes-held-out: categories that no pretraining image shows. Semantic pairs use")
@@ -1393,8 +1402,10 @@ def show_table(results, config, given):
     elif arm_of(config) == "semantic" and own and of(own.name):
         use = "semantic pairs use" if config["pairs"] in pairs.ARMS else "the pairs of a list may use"
         certain = own.resolve() in [Path(name).resolve() for name in given]  # else the folder was moved, or is another of that name
-        these, then = ("These", ", and") if certain else ("If these", ",")
-        print(f"{these} categories were seen in pretraining{then} {use} their labels: not a self-supervised figure.")
+        alone = all(is_of(name, own.name) for _, name, _ in rows)
+        which = "these categories" if alone else f"the categories of {own.name}"
+        seen = f"{which[0].upper()}{which[1:]} were seen in pretraining, and" if certain else f"If {which} were seen in pretraining,"
+        print(f"{seen} {use} their labels: not a self-supervised figure.")
 
 
 @pairs.picture()
@@ -1446,7 +1457,7 @@ def data_of(config):
     return " ".join(Path(name).name for name in (config["data"], pair_list) if name)
 
 
-PROTOCOL = ("metric", "k", "classes", "n", "n_train", "n_test", "files_crc32", "n_fitted", "precision", "steps", "batch_size", "kind", "size", "rois", "roi_size")
+PROTOCOL = ("metric", "k", "classes", "n", "n_train", "n_test", "files_crc32", "train_crc32", "n_fitted", "precision", "steps", "batch_size", "kind", "size", "rois", "roi_size")
 
 
 def measures(results):
@@ -1574,8 +1585,8 @@ def compare_one(method, data, measure, members):
             other, where = protocol.setdefault(key, (value, run))  # results of older code may lack one
             if value != other:
                 said = f"{key} is {other} in {where} and {value} in {run}"
-                if key == "files_crc32":
-                    said = f"the test images have other file names in {run} than in {where}"
+                if key.endswith("crc32"):
+                    said = f"the {'test' if key == 'files_crc32' else 'training'} images have other file names in {run} than in {where}"
                 raise UserError(f"{measure} is not comparable: {said}; evaluate one again")
         if seed in arm:
             raise UserError(f"{run}: another run of {method}, {arm_of(config)} pairs, seed {seed} is there already")
@@ -1583,7 +1594,7 @@ def compare_one(method, data, measure, members):
             arm[seed], row["chance"] = number["value"], number.get("chance")
         if "untrained" in number:
             row["untrained"].setdefault(seed, []).append(number["untrained"])
-    # equal in all runs of a seed, but for detectors, each with a random start of its own
+    # equal in all runs of a seed, but for detectors on scenes, or trained at other seeds of their own
     row["untrained"] = {seed: float(np.mean(values)) for seed, values in row["untrained"].items()}
     row["seeds"] = sorted(row["augmented"].keys() & row["semantic"].keys())
     row["difference"] = interval([row["semantic"][k] - row["augmented"][k] for k in row["seeds"]]) if row["seeds"] else None

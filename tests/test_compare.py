@@ -232,6 +232,10 @@ def test_fine_tuning_counts_by_the_mean_of_its_seeds_and_other_files_are_refused
     evaluate.add_results(runs[1], {"finetune": {"held, 0.1 of the labels, seed 0": {"accuracy": 0.5, "untrained": 0.1, "chance": 0.1, "files_crc32": 8}}})
     with pytest.raises(UserError, match="not comparable: the test images have other file names in "):
         evaluate.compare(runs)
+    for run, crc32 in zip(runs, (7, 8)):
+        evaluate.add_results(run, {"transfer": {"w": {"accuracy": 0.5, "untrained": 0.1, "chance": 0.1, "files_crc32": 7, "train_crc32": [crc32, None]}}})
+    with pytest.raises(UserError, match="transfer w is not comparable: the training images have other file names in "):
+        evaluate.compare(runs, only=["transfer"])
 
 
 def test_backbones_from_elsewhere_stand_in_rows_of_their_own(make, monkeypatch):

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -284,6 +285,19 @@ def test_a_detector_is_trained_on_training_images_and_tested_on_test_images(dete
     assert used[0][0] is train and used[0][1] == (6, 4, 0.1, 5) and used[1] is test
     heads = [head for *_, head in used[::2]]
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])  # they start from the detector's seed
+
+
+def test_a_detectors_result_knows_its_files_wherever_they_lie(detector_run, monkeypatch):
+    def sums(folder, train, test):
+        sets = [pairs.BoxSet("v", [Path(folder, "JPEGImages", f"{i}.jpg") for i in part], [], [], [], ["a"]) for part in (train, test)]
+        monkeypatch.setattr(pairs, "load_boxes", lambda *_: sets)
+        monkeypatch.setattr(evaluate, "box_metrics", lambda *_: {})
+        result = evaluate.detect_run(detector_run, ["v"], torch.device("cpu"), "run", "c4", [32], 1, 2, 0.1, 8, 7, 0)[1]
+        return result["train_crc32"], result["files_crc32"]
+
+    first = sums("VOC", (1, 2), (3, 4))
+    assert first == sums("/moved/VOC", (1, 2), (3, 4)) and None not in first
+    assert all(a != b for a, b in zip(first, sums("VOC", (1, 3), (2, 4))))
 
 
 def test_a_detectors_result_is_of_the_weights_that_were_read(detector_run, monkeypatch):

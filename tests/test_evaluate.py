@@ -151,6 +151,9 @@ def test_the_table_says_which_categories_pretraining_has_seen(capsys):
     assert "These categories were seen" in note("photos, 0.1 of the labels") and "These categories were seen" in note("photos")
     assert "These categories were seen" in note("photos", os.path.abspath("somewhere/photos"))
     assert "\nIf these categories were seen in pretraining, semantic pairs use their labels" in note("photos", "elsewhere/photos")
+    both = {"pairs": "semantic", "data": "somewhere/photos"}
+    evaluate.show_table({"linear": {"photos": r, "flowers102": r}}, both, ["somewhere/photos", "flowers102"])
+    assert "\nThe categories of photos were seen in pretraining, and semantic pairs use their labels" in capsys.readouterr().out
     assert "were seen" not in note("flowers102, 0.1 of the labels") and "were seen" not in note("photos", pairs="augmented")
     assert "headline" in note("scenes-held-out, 0.1 of the labels", data="scenes")
     assert "were seen" not in note("photos", pairs="list.csv", arm="semantic", data=None)
@@ -393,7 +396,9 @@ def test_the_trained_backbone_is_judged_beside_the_untrained_and_choices_are_mad
     blind, val = mean_color(), labelled(8, 1)
     nn.init.zeros_(blind[2].weight)
     val.labels = 1 - val.labels  # so that whoever learns the training images is always wrong on these
-    results = evaluate.judge(["knn", "linear", "finetune"], mean_color(), blind, labelled(60, 0), labelled(20, 2), val, steps=20, batch_size=8, lrs=[0.1])
+    train, test, val = (pairs.replace(found, files_crc32=i) for i, found in enumerate((labelled(60, 0), labelled(20, 2), val)))
+    results = evaluate.judge(["knn", "linear", "finetune"], mean_color(), blind, train, test, val, steps=20, batch_size=8, lrs=[0.1])
+    assert all((r["train_crc32"], r["files_crc32"]) == ([0, 2], 1) for r in results.values())
     for head in ("knn", "linear"):
         assert (results[head]["accuracy"], results[head]["untrained"]) == (1, 0.5)
     for head in ("linear", "finetune"):
@@ -574,9 +579,11 @@ def test_shares_are_those_of_the_trained_and_of_the_untrained_backbone(tmp_path,
     changes = evaluate.scene_changes
     evaluate.write_json(tmp_path / "config.json", {"pairs": None, "method": None, "image_size": 16, "seed": 0, "data": None})
     monkeypatch.setattr(evaluate, "load_backbone", lambda run: (mean_color(), nn.Sequential(nn.Flatten(), nn.BatchNorm1d(768))))
-    monkeypatch.setattr(evaluate, "load_splits", lambda *_: [labelled(40, 0)])
+    monkeypatch.setattr(evaluate, "load_splits", lambda *_: [pairs.replace(labelled(40, 0), files_crc32=7)])
     monkeypatch.setattr(evaluate, "scene_changes", lambda seed, size: changes(seed, size, n=40))
-    found = evaluate.invariance_run(tmp_path, torch.device("cpu"))["transformations of colours"]["factors"]["flip"]
+    tables = evaluate.invariance_run(tmp_path, torch.device("cpu"))
+    assert [table.get("files_crc32") for table in tables.values()] == [None, 7]  # by which compare knows other images
+    found = tables["transformations of colours"]["factors"]["flip"]
     assert found["share"] < 1e-3 and found["untrained"] > 0.1  # the mean colour stays, the pixels move
 
 
@@ -1100,6 +1107,14 @@ def test_a_run_that_ends_with_like_embeddings_says_so(tmp_path, capsys, spread, 
     assert out.count("warning: the embeddings are still alike at the end") == warnings and "collapsing" not in out
 
 
+def test_weights_of_modules_that_ask_for_their_version_are_loaded(tmp_path):
+    network, _ = evaluate.build_backbone("mnasnet0_5", 32)
+    torch.save(dict(network.state_dict()), tmp_path / "backbone.pt")  # a plain dict, without the versions
+    other, _ = evaluate.build_backbone("mnasnet0_5", 32)
+    evaluate.load_weights(other, tmp_path / "backbone.pt")
+    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), other.state_dict().values(), strict=True))
+
+
 def test_mistakes_are_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="not a run folder: it has no config.json"):
         evaluate.read_config(tmp_path)
@@ -1164,8 +1179,10 @@ def test_weights_of_torchvisions_format_are_taken_and_misfits_listed(tmp_path):
     with pytest.raises(IsADirectoryError):  # which run_cli words as for every path
         evaluate.adopt(tmp_path, "resnet18", 96, out=tmp_path / "other")
     (tmp_path / "bad.pth").write_bytes(b"no weights")
-    with pytest.raises(UserError, match="bad.pth is not a file of weights"):
-        evaluate.adopt(tmp_path / "bad.pth", "resnet18", 96, out=tmp_path / "other")
+    torch.save({0: torch.zeros(2)}, tmp_path / "numbers.pth")
+    for name in ("bad", "numbers"):
+        with pytest.raises(UserError, match=f"{name}.pth is not a file of weights"):
+            evaluate.adopt(tmp_path / f"{name}.pth", "resnet18", 96, out=tmp_path / "other")
     assert not (tmp_path / "other").exists()
     torch.save(theirs.state_dict(), tmp_path / "r2.pth")
     with pytest.raises(UserError, match="of another backbone"):
