@@ -1093,7 +1093,8 @@ class Run:
             said = ", ".join(f"{name} {value}" for name, value in elsewhere.items())
             print(f"note: after epoch {self.epoch} the run goes on with {said}, as config.json will say", flush=True)
             old.setdefault("resumed_elsewhere", []).append({"after_epoch": self.epoch, **elsewhere})
-            write_json(self.folder / "config.json", old)
+        # evaluations look for the data where the run had it last
+        write_json(self.folder / "config.json", old | {name: self.config[name] for name in ("root", "cache")})
         self._publish()  # the run may have been killed between its last checkpoint and the backbone.pt of that
 
     def log(self, epoch, loss, lr, z):
@@ -1169,9 +1170,7 @@ class Run:
             print(f"The run is not judged on its data, so no table. Later: python evaluate.py linear {self.folder} --data DIR")
             return
         data = default_data(self.config)
-        # root and cache may be others than those that config.json has, of before --resume
-        found = evaluate_run(self.folder, ["linear", "knn"], data, self.device, self.config["root"], cache=self.config["cache"])
-        show_table(found, self.config, data)
+        show_table(evaluate_run(self.folder, ["linear", "knn"], data, self.device), self.config, data)
         print(f"{self.folder} holds pairs.png, curves.png, result.json, backbone.pt and the log.")
 
 

@@ -1735,6 +1735,7 @@ def nearest_partners(h, labels=None, forbidden=None, tries=5, at_once=2**27):
         raise ValueError("a class with one image has no partner for it")
     partner, progress = torch.empty(len(h), dtype=torch.long), Progress("nearest neighbours", len(h))
     for members in by_class.split(labels.unique(return_counts=True)[1].tolist()):  # a class at a time: its square, not that of all
+        # with the usual eps, 1e-12, features shorter than that would stay shorter than 1
         among, step = F.normalize(h[members], dim=1, eps=torch.finfo(h.dtype).tiny), max(1, at_once // len(members))
         for start in range(0, len(members), step):
             rows = members[start : start + step]

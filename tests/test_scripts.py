@@ -178,6 +178,7 @@ def test_a_resumed_run_is_judged_with_the_cache_that_it_now_names(photos, tmp_pa
     cut("simclr.py", *common, "--cache", tmp_path / "first")
     shutil.rmtree(tmp_path / "first")
     assert "linear probe" in printed("simclr.py", *common, "--cache", tmp_path / "second", "--resume")
+    printed("evaluate.py", "knn", tmp_path / "run", "--device", "cpu")  # later too
     assert (tmp_path / "second").exists() and not (tmp_path / "first").exists()
 
 
