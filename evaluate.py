@@ -140,7 +140,7 @@ def load_backbone(run):
     if config.get("trained_epochs") == 0:
         raise UserError(f"{run} has not finished an epoch: let it end, or go on with --resume")
     if said := unfinished(config):
-        print(f"note: {run} {said}", flush=True)
+        print(f"note: {run} {said}")
     file = Path(run) / "backbone.pt"
     if not file.is_file():
         raise UserError(f"{file} is missing (runs below results/ come without weights): copy the whole folder, or train the run again")
@@ -209,7 +209,7 @@ def trained_size(file):
     """The image size that a file of weights in a run folder was trained with, None of other files."""
     size = config_beside(file).get("image_size")
     if size:
-        print(f"images of {size} px, as {file} was trained with", flush=True)
+        print(f"images of {size} px, as {file} was trained with")
     return size
 
 
@@ -1025,10 +1025,10 @@ class Run:
             pairs.save_picture(self.folder / "pairs.png", source, view1, view2)
         resumed = f", resumed after epoch {self.epoch}" if args.resume else ""
         print(f"{self.folder}: {len(source):,} pairs an epoch, {self.total:,} steps, on {args.device} in "
-              f"{self.config['precision']}{resumed}", flush=True)
+              f"{self.config['precision']}{resumed}")
         self.rates = functools.lru_cache(1)(source.rates)  # the same for all of an epoch's lines
         told = ", ".join(f"{name} {value:.3f}" for name, value in self.rates(0).items() if value is not None)
-        print(f"pairs of the first epoch: {told}", flush=True)
+        print(f"pairs of the first epoch: {told}")
         self.losses, self.std, self.warned, self.printed_step = 0.0, 1.0, False, self.step
         self.began = self.printed = time.time()
 
@@ -1086,12 +1086,10 @@ class Run:
             except (ValueError, LookupError):
                 raise UserError(f"{log} is damaged; remove the lines that are not whole, or the file: then curves.png shows what follows") from None
             pairs.write_whole(log, "".join(line + "\n" for line in lines).encode())
-        last = dict(old)  # where it was last
-        for place in old.get("resumed_elsewhere", []):
-            last.update(place)
+        last = {name: value for place in (old, *old.get("resumed_elsewhere", [])) for name, value in place.items()}  # where it was last
         if elsewhere := {name: self.config.get(name) for name in sorted(ELSEWHERE) if self.config.get(name) != last.get(name)}:
             said = ", ".join(f"{name} {value}" for name, value in elsewhere.items())
-            print(f"note: after epoch {self.epoch} the run goes on with {said}, as config.json will say", flush=True)
+            print(f"note: after epoch {self.epoch} the run goes on with {said}, as config.json will say")
             old.setdefault("resumed_elsewhere", []).append({"after_epoch": self.epoch, **elsewhere})
         # evaluations look for the data where the run had it last
         write_json(self.folder / "config.json", old | {name: self.config[name] for name in ("root", "cache")})
@@ -1122,11 +1120,11 @@ class Run:
             file.write(json.dumps(line) + "\n")
         left = int((self.total - self.step) * 2 * self.batch_size / speed)
         print(f"epoch {epoch + 1:3d}/{self.epochs}  step {self.step:5d}/{self.total}  loss {value:7.4f}  lr {lr:.4f}  "
-              f"{speed:6,.0f} images/s  std {std:.2f}  rank {rank:5.1f}  {left // 60}:{left % 60:02d} left", flush=True)
+              f"{speed:6,.0f} images/s  std {std:.2f}  rank {rank:5.1f}  {left // 60}:{left % 60:02d} left")
         if (std < 0.1 or rank < 2) and not self.warned:
             self.warned = True
             print(f"warning: the embeddings are collapsing: almost equal, or along one line (std {std:.3f}, healthy is "
-                  f"about 0.65 to 1; effective rank {rank:.1f}). What such a run learns is worth little.", flush=True)
+                  f"about 0.65 to 1; effective rank {rank:.1f}). What such a run learns is worth little.")
         self.losses, self.std, self.printed, self.printed_step = 0.0, std, now, self.step
 
     def save(self, epoch):
@@ -1165,7 +1163,7 @@ class Run:
         draw_curves(self.folder)
         if self.std < 0.5 and not self.warned:
             print(f"warning: the embeddings are still alike at the end (std {self.std:.2f}, healthy is about 0.65 to 1): more --epochs, another "
-                  f"--lr{' or a higher --temperature' if 'temperature' in self.config else ''} may help.", flush=True)
+                  f"--lr{' or a higher --temperature' if 'temperature' in self.config else ''} may help.")
         if not self.judged:
             print(f"The run is not judged on its data, so no table. Later: python evaluate.py linear {self.folder} --data DIR")
             return
@@ -1250,7 +1248,7 @@ def add_results(run, results, config=None):
         file, epoch = Path(run) / "result.json", config and config.get("trained_epochs")
         if config and epoch != read_config(run).get("trained_epochs"):
             file = file.with_name(f"result-epoch{epoch}.json")
-            print(f"note: {run} was trained further meanwhile; what its weights after epoch {epoch} gave is in {file}", flush=True)
+            print(f"note: {run} was trained further meanwhile; what its weights after epoch {epoch} gave is in {file}")
         stored = read_json(file) if file.exists() else {}
         for head, by_data in results.items():
             for data, result in by_data.items():
@@ -1259,7 +1257,7 @@ def add_results(run, results, config=None):
                 if old is not None and old | versions != new:
                     with open(file.with_name("result-replaced.jsonl"), "a", encoding="utf-8") as replaced:
                         replaced.write(json.dumps({"head": head, "data": data, **old}) + "\n")
-                    print(f"note: this {head} of {data} replaces another one, which is kept in {replaced.name}", flush=True)
+                    print(f"note: this {head} of {data} replaces another one, which is kept in {replaced.name}")
                 stored[head][data] = new
         write_json(file, stored)
 
@@ -1285,7 +1283,7 @@ def load_splits(config, data, root=None, download=False, skip_bad=False, cache=N
     found = [load(split, config["limit"] if alike else None) for split in splits]
     if alike and "train" in splits and found[0].files_crc32 != config.get("files_crc32", found[0].files_crc32):
         if Path(data).resolve() == Path(own).resolve():
-            print(f"note: {data} holds other files than those that the run was trained on", flush=True)
+            print(f"note: {data} holds other files than those that the run was trained on")
         elif config["limit"]:  # another folder of the same name
             found[0] = load("train", None)
     return found
@@ -1302,7 +1300,7 @@ def evaluate_run(run, heads, data_names, device, root=None, download=False, skip
     config, trained, untrained = load_run(run)
     trained, untrained, results = trained.to(device), untrained.to(device), {head: {} for head in heads}
     for data in data_names:
-        print(f"{run}: {', '.join(heads)} on {data}, the trained and the untrained backbone", flush=True)
+        print(f"{run}: {', '.join(heads)} on {data}, the trained and the untrained backbone")
         train, test, val = load_splits(config, data, root, download, skip_bad, cache)
         if len(train.classes) < 2:
             raise UserError(f"--data {data} has one class only, {train.classes[0]}; is it the folder of the class folders?")
@@ -1328,10 +1326,10 @@ def detect_run(run, data, device, init, kind, size, steps, batch_size, lr, rois,
         backbone = new_backbone(config)
     if isinstance(getattr(backbone, "maxpool", None), nn.Identity):
         print("note: the CIFAR stem of a backbone for images up to 64 px makes maps of 4 times the side: "
-              f"--size {size[-1]} costs what {4 * size[-1]} does with the ImageNet stem", flush=True)
+              f"--size {size[-1]} costs what {4 * size[-1]} does with the ImageNet stem")
     model = build_detector(backbone, len(train.classes), kind, size, rois, roi_size).to(device)
     print(f"{kind} detector, init {init}: {len(train)} training and {len(test)} test images of {train.name}, "
-          f"{len(train.classes)} classes", flush=True)
+          f"{len(train.classes)} classes")
     train_detector(model, train, steps, batch_size, lr, seed)
     found = detect(model, test)
     options = {"kind": kind, "size": list(size), "steps": steps, "batch_size": batch_size, "lr": lr, "rois": rois, "roi_size": roi_size}
@@ -1371,7 +1369,7 @@ def invariance_run(run, device, data=None, root=None, download=False, skip_bad=F
             for f, changed in changes.items():
                 factors[f][which] = share_of_factor(h, features(model, changed, what=f"invariance to {f}").cpu(), labels)
         if any(1 in (f["share"], f["untrained"]) for f in factors.values()):
-            print(f"note: {name}: a share of 1 means that the category's variance cannot be told from 0, by features this poor or images this few", flush=True)
+            print(f"note: {name}: a share of 1 means that the category's variance cannot be told from 0, by features this poor or images this few")
         crc32 = {} if name == "factors of scenes" else {"files_crc32": found.files_crc32}
         results[name] = {"factors": factors, "n": len(labels), "classes": len(labels.unique()), **crc32}
     add_results(run, {"invariance": results}, config)
@@ -1415,7 +1413,7 @@ def draw_curves(folder):
     log = folder / "log.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     if not lines:
-        print(f"note: {log} is missing or empty, so curves.png is not drawn", flush=True)
+        print(f"note: {log} is missing or empty, so curves.png is not drawn")
         return
     epochs = lines[-1]["epoch"] * np.array([line["step"] for line in lines]) / lines[-1]["step"]
     titles = {"loss": "loss", "embedding_std": "embedding std × √d\n(0: all embeddings equal)",
@@ -1460,9 +1458,12 @@ PROTOCOL = ("metric", "k", "classes", "n", "n_train", "n_test", "files_crc32", "
 
 
 def measures(results):
-    """The numbers {"head data": {"value", "untrained", "chance", "protocol", "unlike"}} of a result.json, those that there are; for
-    fine-tuning and detectors means over the seeds of their own. Of a detector AP50 and AP, "untrained" is that of --init random, of
-    whichever seeds. "unlike": in words, in what those seeds were not trained alike, "" if they were."""
+    """The numbers of a result.json, {"head data": {"value", "untrained", "chance", "protocol", "unlike"}}, without those that it lacks.
+
+    Of fine-tuning and detectors means over their own seeds; of detectors AP50 and AP, "untrained" being that of --init random, of
+    whichever seeds. "protocol": what has to be equal in results that are compared. "unlike": in words, in what those seeds were not
+    trained alike, "" if they were.
+    """
     groups, found = {}, {}
     for head, by_data in results.items():
         for data, r in by_data.items():
@@ -1832,7 +1833,7 @@ def main():
             for name, found in results[run].items():
                 print(f"{run}: {name}\n{'':14}{'inside':>8}{'untrained':>11}{'this run':>10}")
                 for factor, r in found["factors"].items():
-                    print(f"{factor:14}{said[r['inside']]:>8}{r['untrained']:11.3f}{r['share']:10.3f}", flush=True)
+                    print(f"{factor:14}{said[r['inside']]:>8}{r['untrained']:11.3f}{r['share']:10.3f}")
         draw_invariance(results, picture)
         print(f"Share of a factor: its variance / (its variance + the category's). 0: ignored. inside: the augmentation has or imitates it. Picture: {picture}")
     elif args.command == "detect":

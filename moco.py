@@ -250,7 +250,7 @@ def main():
         raise pairs.UserError(f"--batch-size {args.batch_size} must be a multiple, twice or more, of --bn-splits {args.bn_splits}"
                               + (f" times {processes} processes" if processes > 1 else "") + "; change one of the two")
     if parts == 1:
-        print("note: with --bn-splits 1 BatchNorm's statistics give the right key away", flush=True)
+        print("note: with --bn-splits 1 BatchNorm's statistics give the right key away")
     if args.queue_size % args.batch_size:
         raise pairs.UserError(f"--queue-size {args.queue_size} must be a multiple of --batch-size {args.batch_size}")
     source = pairs.load_pairs(args)

@@ -187,7 +187,7 @@ def by_turns(labels):
     """An order of the images that takes the classes in turn: first of each class, second of each, ...; labels (N, C): as they are."""
     if labels.ndim > 1:
         return torch.arange(len(labels))
-    return torch.argsort(rank_in_class(labels) * (int(labels.max()) + 1) + labels, stable=True)
+    return torch.argsort(rank_in_class(labels) * (int(labels.max()) + 1) + labels)
 
 
 def semantic_partners(labels, generator):
@@ -250,7 +250,7 @@ def to_device(images, device, share=0.3):
     GPU's free memory: training takes the rest."""
     device = torch.device(device)
     if device.type == "cuda" and images.nbytes > share * torch.cuda.mem_get_info(device)[0]:
-        print(f"{images.nbytes / 1e9:.1f} GB of images are too many to keep on {device}: streamed instead", flush=True)
+        print(f"{images.nbytes / 1e9:.1f} GB of images are too many to keep on {device}: streamed instead")
         return images
     return images.to(device)
 
@@ -604,11 +604,10 @@ def load_pairs(args):
         columns = ("image_a",) if args.arm == "augmented" else ("image_a", "image_b")
         listed = {os.path.abspath(row[column]) for row in rows for column in columns}
         if both := listed & set(map(os.path.abspath, list_folder(Path(args.data), "test")[0])):
-            print(f"note: {len(both):,} of the images that the run will be tested on are in the list: it will have seen them", flush=True)
-    unfit = of_classes and unfit_for_a_probe(len(source.pool), source.pool.classes, val)
-    if unfit:
-        print(f"note: {source.pool.name} has {unfit}, so the run will not be judged on it", flush=True)
-    judged = not unfit if of_classes else judged_on_files
+            print(f"note: {len(both):,} of the images that the run will be tested on are in the list: it will have seen them")
+    if unfit := of_classes and unfit_for_a_probe(len(source.pool), source.pool.classes, val):
+        print(f"note: {source.pool.name} has {unfit}, so the run will not be judged on it")
+    judged = (of_classes or judged_on_files) and not unfit
     return replace(source, false_pairs=args.false_pairs, semantic_share=args.semantic_share, judged=judged)
 
 
@@ -631,7 +630,7 @@ def make_pairs(kind, pool, seed):
 
 def lonely_classes(labels, classes):
     """In words, which classes have one image only; "" if none."""
-    lonely = [classes[i] for i in (torch.bincount(labels, minlength=len(classes)) == 1).nonzero()[:, 0].tolist()]
+    lonely = [classes[i] for i in (torch.bincount(labels) == 1).nonzero()[:, 0].tolist()]
     names = ", ".join(lonely[:5]) + " ..." * (len(lonely) > 5)
     return f"{len(lonely)} class(es) have one image only, so no partner: {names}" if lonely else ""
 
@@ -667,14 +666,14 @@ def read_pair_list(file, folder=None, arm="semantic", image_size=None, limit=Non
     if not len(rows):
         raise UserError(f"{file}: no pair is left, as each has an image that cannot be read; repair some")
     if any(category.values()) and not all(category.values()):
-        print(f"note: {file} has pairs without a category, so all images count as one class", flush=True)
+        print(f"note: {file} has pairs without a category, so all images count as one class")
     classes = sorted(set(category.values())) if all(category.values()) else [Path(file).stem]
     label = {name: i for i, name in enumerate(classes)}
     labels = torch.tensor([label.get(category[path], 0) for path in index])  # without categories all are of one class
     shown, anchors = (len(places.unique()) for places in (rows, rows[:, 0]))
     if shown > anchors:
         print(f"note: {shown - anchors:,} of the {shown:,} images of these pairs are never image_a, so --arm augmented does not train "
-              "on them; a list with each pair in both directions shows both arms the same images", flush=True)
+              "on them; a list with each pair in both directions shows both arms the same images")
     crc32 = crc32_of(folder, [row[column] for row in table for column in ("image_a", "image_b")])
     pool = ImageSet(Path(file).stem, images, labels[kept], classes, files_crc32=crc32)
     return Pairs(pool, "augmented" if arm == "augmented" else "list", seed, rows)
@@ -1043,16 +1042,12 @@ def folders_in(folder):
 def crc32_of(folder, paths):
     """A check sum of the paths relative to a folder, the same wherever the folder lies and however it is spelled."""
     above = f"{Path(folder).as_posix()}/"
-
-    def relative(path):
-        name = path.as_posix()
-        return name[len(above) :] if name.startswith(above) else Path(os.path.relpath(path, folder)).as_posix()  # which is slow
-
-    return zlib.crc32("\0".join(f"/{relative(path)}" for path in paths).encode(errors="surrogateescape"))
+    relative = lambda name: name[len(above) :] if name.startswith(above) else Path(os.path.relpath(name, folder)).as_posix()  # which is slow
+    return zlib.crc32("\0".join(f"/{relative(path.as_posix())}" for path in paths).encode(errors="surrogateescape"))
 
 
 def not_a_class(data, folders):
-    """Raises UserError if one of {option: folder} lies where the folders of --data are its classes, or its files the images."""
+    """Raises UserError if a folder that an option names, {option: folder}, lies inside --data, where folders are classes and files images."""
     data = Path(data)
     holders = [data / name for name in ("train", *NOT_TRAIN)] if (data / "train").is_dir() else [data]
     for option, folder in folders.items():
@@ -1122,7 +1117,7 @@ def can_judge(folder):
         if unfit := unfit_for_a_probe(len(train), classes, val):
             raise UserError(f"it has {unfit}")
     except UserError as error:
-        print(f"note: the run will not be judged on {folder}: {error}", flush=True)
+        print(f"note: the run will not be judged on {folder}: {error}")
         return False
     return True
 
@@ -1191,17 +1186,17 @@ def large_enough(image_size):
 
 
 def list_bad(reasons, n):
-    """One line that names all images, of n, that cannot be read."""
+    """One line that names the images, some of n, that cannot be read."""
     return f"{len(reasons)} of {n} images cannot be read: {' | '.join(reasons)}"
 
 
 def tell_bad(reasons, n, skip_bad):
-    """Prints which images, of n, cannot be read, with `skip_bad`; raises UserError without it or if all are bad."""
+    """With `skip_bad` prints which of n images cannot be read; without it, or if all cannot, raises UserError."""
     if not reasons:
         return
     if not skip_bad or len(reasons) == n:
         raise UserError(f"{list_bad(reasons, n)}; repair or remove them, or, unless all are bad, leave them out with --skip-bad")
-    print(f"left out: {list_bad(reasons, n)}", flush=True)
+    print(f"left out: {list_bad(reasons, n)}")
 
 
 def decode(items, image_size, what, skip_bad=False):
@@ -1260,21 +1255,21 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
             current = whole and json.loads(index.read_text())["fingerprint"] == fingerprint
         if not current:
             if index.exists():
-                print(f"{folder}: its source has changed, or it is damaged; decoding anew", flush=True)
+                print(f"{folder}: its source has changed, or it is damaged; decoding anew")
             index.unlink(missing_ok=True)
             for name, length in lengths.items():
                 (folder / name).unlink(missing_ok=True)  # a run that still maps the old file keeps it
                 with open(folder / name, "wb") as file:
                     file.truncate(length)
             write_whole(index, json.dumps({"fingerprint": fingerprint, "shape": [n, 3, image_size, image_size], "paths": names}).encode())
-        done = np.memmap(folder / "done.bin", np.uint8, "r", shape=(n,))
+        done = np.memmap(folder / "done.bin", np.uint8, "r")
         missing = np.flatnonzero(done[:first] != 1)
         need, free = len(missing) * 3 * image_size**2, shutil.disk_usage(folder).free
         if need > free:
             raise UserError(f"--cache {cache}: {len(missing):,} images of {image_size} px need {need / 1e6:,.1f} MB and {free / 1e6:,.1f} MB "
                             "are free; name another folder")
         if need:
-            print(f"{what}: {len(missing):,} images into {folder}, {need / 1e9:.2f} GB", flush=True)
+            print(f"{what}: {len(missing):,} images into {folder}, {need / 1e9:.2f} GB")
         reasons = list(in_parts(functools.partial(fill_part, folder, image_size), [(row, names[row]) for row in missing.tolist()], what))
         tell_bad(reasons, first, skip_bad)
         # still locked, as a changed source would let another program replace the files
@@ -1309,7 +1304,7 @@ def mapped(file, shape, must_write=False):
 
 
 def in_parts(function, items, what, size=64):
-    """Yields all that function(part) finds, for parts of the items, which are images to read; by several processes."""
+    """Splits items, which are images to read, into parts, and yields what the lists function(part) hold, in order; by several processes."""
     parts, progress = [items[i : i + size] for i in range(0, len(items), size)], Progress(what, len(items))
     for found, part in zip(map_by_processes(function, parts), parts):
         yield from found
@@ -1494,8 +1489,7 @@ def load_boxes(data, seed=0, image_size=128):
         for image, t, (width, height) in zip(images, found, sizes):
             turned = width != height and t["size"] == (height, width)
             # at their far ends by a pixel or two at most, as some count them
-            outside = lambda x1, y1, x2, y2: x1 >= width or y1 >= height or x2 > width + 2 or y2 > height + 2
-            if turned or any(outside(*box) for box in t["boxes"]):
+            if turned or any(x1 >= width or y1 >= height or x2 > width + 2 or y2 > height + 2 for x1, y1, x2, y2 in t["boxes"]):
                 raise UserError(f"{image} is {width} x {height} px when upright, and its annotation tells of another size, or has boxes outside: "
                                 "was it resized or turned since? Bring both in line")
             if min(width, height) * round(image_size * 5 / 3) < max(width, height):  # the longest side that a detector takes
@@ -1545,10 +1539,10 @@ def run_cli(main):
     """Calls `main()`; a UserError, a full disk, a path that cannot be written to or too little memory becomes one line on
     stderr and exit status 2, Ctrl-C exit status 130; a bug keeps its traceback."""
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal has no sign for
+        # a file's name may hold what the terminal has no sign for; and lines should be seen at once, in a log file too
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         main()
-        print(end="", flush=True)  # here, where it is no bug if what reads the output has ended
         return
     except UserError as error:
         mistake = error
@@ -1683,7 +1677,7 @@ def locked(file, busy=None):
                     except (BlockingIOError, PermissionError):
                         if busy:
                             raise UserError(busy) from None
-                        print(f"waiting for another program, which holds {file}", flush=True)
+                        print(f"waiting for another program, which holds {file}")
                         fcntl.flock(opened, fcntl.LOCK_EX)
                 break
         yield
@@ -1716,7 +1710,7 @@ class Progress:
         if now - self.printed > 2:
             self.printed = now
             left = f", {(now - since) * (self.total - self.done) / (self.done - before):.0f} s left" if self.done > before else ""
-            print(f"{self.what}: {self.done:,} of {self.total:,}{left}", flush=True)
+            print(f"{self.what}: {self.done:,} of {self.total:,}{left}")
 
 
 # ----------------------------------------------------------------------------------------- curation
@@ -1828,7 +1822,7 @@ def propose(folder, by="random", count=None, backbone=None, image_size=None, see
         h = evaluate.features(backbone, images)
         partner = nearest_partners(h, None if ignore_labels else labels, lambda i, j: near_identical(small[i], small[j]))
         if copies := int(near_identical(small, small[partner]).sum()):
-            print(f"note: for {copies:,} images the five nearest are all near-identical; `check` will name the pairs", flush=True)
+            print(f"note: for {copies:,} images the five nearest are all near-identical; `check` will name the pairs")
     order = torch.randperm(len(names), generator=stream("propose order", seed))
     order = order[rank_in_class(labels[order]).argsort(stable=True)][:count]  # one of each class, in random order, then the next
     return [{"image_a": names[i], "image_b": names[partner[i]], "category": classes[labels[i]]} for i in order.tolist()]
@@ -1987,7 +1981,7 @@ def main():
         except OSError:  # the disk is full: a list cut off would look whole
             out.unlink()
             raise
-    print(f"{out}: {len(rows):,} pairs; contact sheets follow", flush=True)
+    print(f"{out}: {len(rows):,} pairs; contact sheets follow")
     sheets = write_sheets(stem, rows[: args.show], args.data)
     last = f" ... {sheets[-1].name}" if len(sheets) > 1 else ""
     data = f"./{args.data}" if args.data in DATA_SETS else args.data
