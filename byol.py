@@ -14,10 +14,10 @@ What changes relative to simsiam.py: the target t comes from a slowly moving cop
 average (EMA) of its weights, steadier than the network of the moment; its decay rises to 1, so the copy gets slower still.
 (SimSiam shows that collapse can be prevented without it; in BYOL's own setting a target that is the network of the moment
 fails, Table 5a.) The projector does not end in a BatchNorm. The predictor's hidden layer is wider than its output (there: at
-most as wide). A ResNet's blocks do not start as the identity. The learning rate warms up, and the predictor's falls too (there:
-constant). The loss is the sum, not the mean, of both directions, in squared distances: its gradient is four times SimSiam's. On
-photographs the two views are augmented differently: only view 2 is at times solarised and, from 64 px, view 1 is always
-blurred, view 2 seldom.
+most as wide). A ResNet's blocks do not start as the identity. On photographs the learning rate warms up; the predictor's falls
+too (there: constant). The loss is the sum, not the mean, of both directions, in squared distances: its gradient is four times
+SimSiam's. On photographs the two views are augmented differently: only view 2 is at times solarised and, from 64 px, view 1 is
+always blurred, view 2 seldom.
 
 Deviations from the paper and its official code
   1. SGD with momentum by default: batches here are 64-512, LARS (--optimizer lars) is for thousands. SGD's weight
@@ -38,8 +38,8 @@ Deviations from the paper and its official code
      (results/ablations/jitter).
 
 For semantic pairs of photographs trained for long use --lr 0.03: on CIFAR-10, 180 epochs of the small convnet, the loss rises at
-0.12, and a linear probe has 0.656, at 0.03 0.690; augmented pairs are better at 0.12, 0.677 (two seeds;
-results/transfer/epochs180-slower).
+0.12, and a linear probe has 0.656, at 0.03 0.690; augmented pairs are better at 0.12 with both seeds, 0.677 beside 0.650
+(results/transfer/epochs180-slower).
 
 Measured with the default options on scenes, two CPU cores, bf16, five seeds (results/scenes): linear probe on held-out
 categories 0.713 ± 0.049 with semantic pairs, 0.540 ± 0.053 with augmented pairs, 0.212 ± 0.055 untrained, chance 0.05.

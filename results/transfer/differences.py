@@ -1,16 +1,19 @@
-"""Photographs at other temperatures, with stronger colour jitter, without the class's own negatives, with SupCon: differences by seed.
+"""Photographs at other temperatures and learning rates, with stronger colour jitter, without the class's own negatives, with few or false
+pairs, with SupCon: differences by seed.
 
+    python results/transfer/differences.py curation > results/transfer/curation/summary.txt
     python results/transfer/differences.py negatives > results/transfer/negatives/summary.txt
     python results/transfer/differences.py temperature > results/transfer/temperature/summary.txt
     python results/transfer/differences.py cooler > results/transfer/cooler/summary.txt
     python results/transfer/differences.py jitter > results/transfer/jitter/summary.txt
     python results/transfer/differences.py sharper > results/transfer/sharper/summary.txt
     python results/transfer/differences.py epochs180-baseline > results/transfer/epochs180-baseline/summary.txt
+    python results/transfer/differences.py epochs180-slower > results/transfer/epochs180-slower/summary.txt
     python results/transfer/differences.py supcon > results/transfer/supcon/summary.txt
 
 The runs are those of run.sh's functions of these names; beside them `tuned` (in finetune), SimCLR's 60 epochs in float32, and those of
 `commands 60` (in epochs60) and `longer` (in epochs180), which computed in bf16, as did `jitter`, `sharper`, `baseline` (in
-epochs180-baseline) and `supcon`. Masked: without negatives of the class, see negatives.py.
+epochs180-baseline), `slower` (in epochs180-slower) and `supcon`. Masked: without negatives of the class, see negatives.py.
 """
 
 import json
@@ -23,6 +26,10 @@ import evaluate
 here = Path(__file__).parent
 # folder: seeds; runs; which are compared
 PLANS = {
+    "curation": (3, {"augmented": "finetune/simclr-augmented-seed{}", "two fifths false": "curation/simclr-false0.4-seed{}",
+                     "a quarter semantic": "curation/simclr-share0.25-seed{}", "semantic": "finetune/simclr-semantic-seed{}"},
+                 [("augmented", "two fifths false"), ("augmented", "a quarter semantic"), ("two fifths false", "a quarter semantic"),
+                  ("augmented", "semantic")]),
     "negatives": (3, {"augmented": "finetune/simclr-augmented-seed{}", "augmented, masked": "negatives/simclr-augmented-seed{}",
                       "semantic": "finetune/simclr-semantic-seed{}", "semantic, masked": "negatives/simclr-semantic-seed{}"},
                   [("augmented", "augmented, masked"), ("semantic", "semantic, masked"), ("augmented", "semantic"),
@@ -46,6 +53,10 @@ PLANS = {
                                "augmented 0.1": "epochs180-baseline/moco-augmented-temperature0.1-seed{}",
                                "semantic 0.5": "epochs180/moco-semantic-seed{}"},
                            [("augmented 0.5", "augmented 0.1"), ("augmented 0.1", "semantic 0.5")]),
+    "epochs180-slower": (2, {"augmented 0.12": "epochs180/byol-augmented-seed{}", "augmented 0.03": "epochs180-slower/byol-augmented-lr0.03-seed{}",
+                             "semantic 0.12": "epochs180/byol-semantic-seed{}", "semantic 0.03": "epochs180-slower/byol-semantic-lr0.03-seed{}"},
+                         [("augmented 0.12", "augmented 0.03"), ("augmented 0.12", "semantic 0.12"), ("augmented 0.12", "semantic 0.03"),
+                          ("augmented 0.03", "semantic 0.03")]),
     "supcon": (5, {"augmented": "epochs60/simclr-augmented-seed{}", "semantic": "epochs60/simclr-semantic-seed{}",
                    "augmented, SupCon": "supcon/supcon-augmented-seed{}", "semantic, SupCon": "supcon/supcon-semantic-seed{}"},
                [("augmented", "augmented, SupCon"), ("semantic", "augmented, SupCon"), ("semantic", "semantic, SupCon"),

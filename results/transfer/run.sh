@@ -253,11 +253,13 @@ compare $longer $longer/{byol,simclr,moco,simsiam}-*
 compare $baseline $longer/moco-* $baseline/moco-* --by temperature
 compare $slower $longer/byol-* $slower/byol-* --by lr
 compare $supcon $long/simclr-*-seed[0-4] $supcon/supcon-*
+"$python" results/transfer/differences.py curation > $few/summary.txt
 "$python" results/transfer/differences.py negatives > $negatives/summary.txt
 "$python" results/transfer/differences.py temperature > $temperature/summary.txt
 "$python" results/transfer/differences.py cooler > $cooler/summary.txt
 "$python" results/transfer/differences.py jitter > $jitter/summary.txt
 "$python" results/transfer/differences.py sharper > $sharper/summary.txt
 "$python" results/transfer/differences.py epochs180-baseline > $baseline/summary.txt
+"$python" results/transfer/differences.py epochs180-slower > $slower/summary.txt
 "$python" results/transfer/differences.py supcon > $supcon/summary.txt
 "$python" results/transfer/validation.py > $here/validation.txt
