@@ -378,7 +378,7 @@ def a_fifth(labels, seed=0):
     order = shuffled_by_turns(labels, seed)
     y, held = labels[order], torch.zeros(len(order), dtype=torch.bool)
     # an image's place in its class, as a share of the class, 1 / n to 1: the fifth with the smallest shares is held out, about a fifth
-    # of each class, and usually none of a class of fewer than five
+    # of each class, and usually none of a class of fewer than five if there are larger ones
     share = (pairs.rank_in_class(y) + 1) / torch.bincount(y)[y] if y.ndim == 1 else torch.arange(len(y))
     held[share.argsort(stable=True)[: len(order) // 5]] = True
     return order[held], order[~held]
@@ -442,7 +442,7 @@ def judge(heads, trained, untrained, train, test, val=None, **options):
         if y.ndim > 1:
             random = torch.rand(10, *test_y.shape, generator=pairs.stream("chance"))
             return sum(score(metric, scores, test_y.cpu()) for scores in random) / 10
-        return torch.bincount(test_y).max().item() / len(test) if metric == "top-1" else 1 / len(train.classes)
+        return torch.bincount(test_y).max().item() / len(test) if metric == "top-1" else 1 / len(test_y.unique())
 
     sizes = {"classes": len(train.classes), "n_train": len(y), "n_test": len(test), "files_crc32": test.files_crc32,
              "train_crc32": [s.files_crc32 for s in parts]}
@@ -502,11 +502,11 @@ def fit_all_layers(backbone, train, rows, lr, steps, batch_size, seed):
 def fine_tune(backbone, train, test, split=None, fraction=1.0, steps=1000, batch_size=64, seed=0, lrs=FINETUNE_LRS):
     """Fine-tuning of all layers: {"accuracy", "metric", "lr", "validation": {lr: accuracy}, "fraction", ...}.
 
-    Trained on a `fraction` of the training images (classes in turn, at least one image of each). The learning rate
-    is chosen on held-out training images, the same whatever the fraction; then the network is trained again on
-    that fraction of all training images, drawn by the seed, and the test images are read once. split: as in linear_probe; with
-    it the learning rate is chosen on the same images whatever the seed. Raises UserError where training diverges: Diverged for a
-    backbone that has, before any step.
+    Trained on a `fraction` of the training images: classes in turn, at least one image of each; where an image may show
+    several classes random ones, at least as many as there are classes. The learning rate is chosen on held-out training
+    images, the same whatever the fraction; then the network is trained again on that fraction of all training images, drawn by
+    the seed, and the test images are read once. split: as in linear_probe; with it the learning rate is chosen on the same
+    images whatever the seed. Raises UserError where training diverges: Diverged for a backbone that has, before any step.
     """
     if batch_size < 2:
         raise UserError(f"--batch-size {batch_size}: BatchNorm needs 2 images or more")
@@ -769,8 +769,8 @@ TRANSFORMS = ("crop", "flip", "jitter", "gray", "blur", "solarize", "rotation", 
 
 
 def transform_images(images, name, view, generator):
-    """uint8 images (N, 3, S, S) under one of TRANSFORMS, each image with its own draw; strengths are the view's, of crop
-    and jitter the usual ones where it has none.
+    """uint8 images (N, 3, S, S) under one of TRANSFORMS, each image with its own draw; strengths are the view's, but the usual ones
+    for a crop that keeps all, and for a jitter of probability and strength 0.
 
     Outside of any pipeline here: rotation up to 30 degrees either way, noise of standard deviation 0.1, and a
     patch, half the side, of another image of the batch, in a random place.
@@ -866,8 +866,8 @@ def image_changes(found, view, seed, n=1000):
 def collapse_signals(z):
     """Two signs of collapse of a batch of embeddings z (N, d), each computed on z / |z|.
 
-    embedding_std: the standard deviation of each coordinate over the batch, averaged, times sqrt(d): 1 when
-    directions are spread evenly over the sphere, 0 when all embeddings are equal (SimSiam, Sec. 4.1).
+    embedding_std: the standard deviation of each coordinate over the batch, averaged, times sqrt(d): about 1
+    when directions are spread evenly over the sphere, 0 when all embeddings are equal (SimSiam, Sec. 4.1).
     effective_rank: exp of the entropy of the singular values, normalised to sum 1 (Roy & Vetterli 2007):
     between 1 (one direction; z is not centred, so equal embeddings have it too) and min(N, d).
     """
@@ -1087,7 +1087,8 @@ class Run:
                 raise UserError(f"{log} is damaged; remove the lines that are not whole, or the file: then curves.png shows what follows") from None
             pairs.write_whole(log, "".join(line + "\n" for line in lines).encode())
         last = {name: value for place in (old, *old.get("resumed_elsewhere", [])) for name, value in place.items()}  # where it was last
-        if elsewhere := {name: self.config.get(name) for name in sorted(ELSEWHERE) if self.config.get(name) != last.get(name)}:
+        elsewhere = {name: self.config.get(name) for name in sorted(ELSEWHERE) if self.config.get(name) != last.get(name)}
+        if elsewhere and self.epoch < self.epochs:
             said = ", ".join(f"{name} {value}" for name, value in elsewhere.items())
             print(f"note: after epoch {self.epoch} the run goes on with {said}, as config.json will say")
             old.setdefault("resumed_elsewhere", []).append({"after_epoch": self.epoch, **elsewhere})

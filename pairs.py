@@ -542,7 +542,7 @@ def save_picture(path, source, view1, view2, columns=6):
     if source.semantic_share < 1:
         caption += f"\n{source.semantic_share:.0%} of all pairs, the others augmented"
     captions = {"augmented": "augmented pairs: two views of one image" + "\n " * caption.count("\n"), other: caption}  # equally high
-    if other == "semantic" and lonely_classes(source.pool.labels, source.pool.classes):
+    if other == "semantic" and (len(source.pool.labels.unique()) < 2 or lonely_classes(source.pool.labels, source.pool.classes)):
         del captions[other]  # there are no such pairs
     columns = min(columns, len(source))
     figure = plt.figure(figsize=(columns * len(captions), 4.4), layout="constrained")
@@ -1403,7 +1403,7 @@ class BoxSet:
 def read_voc_annotation(file):
     """One Pascal VOC annotation: {"names": [...], "boxes": [[x1, y1, x2, y2]], "difficult": [bool], "size": (width, height) or None}.
 
-    VOC counts pixels from 1 and includes the last one; here the corners are edges, counted from 0.
+    VOC counts pixels from 1 and includes the last one; here the corners are edges, counted from 0. Boxes without an area are left out.
     """
     names, boxes, difficult = [], [], []
     try:

@@ -384,6 +384,8 @@ def test_chance_is_that_of_the_metric_each_head_has():
         train.metric = metric
         results = evaluate.judge(["knn", "linear"], backbone, copy.deepcopy(backbone), train, test)
         assert results["knn"]["chance"] == pytest.approx(0.8) and results["linear"]["chance"] == pytest.approx(chance)
+    alone = pairs.replace(test, labels=torch.zeros_like(test.labels))  # the mean is over the classes that test images have
+    assert evaluate.judge(["linear"], backbone, copy.deepcopy(backbone), train, alone)["linear"]["chance"] == 1
     several = [pairs.replace(s, labels=F.one_hot(s.labels), metric="11-point mAP") for s in (train, test)]
     several[1].labels[:6] = 0  # of ten images and two classes four are shown
     found = evaluate.judge(["transfer"], mean_color(), mean_color(), *several)["transfer"]["chance"]
@@ -881,20 +883,27 @@ def test_the_first_loss_after_resume_is_the_mean_of_its_own_steps(tmp_path):
 
 
 def test_a_run_that_goes_on_elsewhere_says_so(tmp_path, monkeypatch, capsys):
-    run, name = make_run(tmp_path), "resumed_elsewhere"
+    run, name = make_run(tmp_path, epochs=3), "resumed_elsewhere"
+    resumed = lambda: make_run(tmp_path, epochs=3, resume=True)
+    monkeypatch.setattr(evaluate, "SECONDS_BETWEEN_SAVES", 0)
     run.save(2)
-    make_run(tmp_path, resume=True)
+    resumed()
     assert name not in evaluate.read_config(run.folder) and "note" not in capsys.readouterr().out
     monkeypatch.setattr(evaluate, "git_commit", lambda: "later code")
-    make_run(tmp_path, resume=True)
+    run = resumed()
     assert "after epoch 2 the run goes on with git_commit later code" in capsys.readouterr().out
     config = evaluate.read_config(run.folder)
     assert config[name] == [{"after_epoch": 2, "git_commit": "later code"}] and config["git_commit"] != "later code"
     assert not {name, "git_commit"} & set(evaluate.options_of(config))  # neither is an option
     monkeypatch.undo()
     for _ in range(2):  # back again, and on from there
-        make_run(tmp_path, resume=True)
-    assert evaluate.read_config(run.folder)[name][1:] == [{"after_epoch": 2, "git_commit": config["git_commit"]}]
+        run = resumed()
+    back = [{"after_epoch": 2, "git_commit": config["git_commit"]}]
+    assert evaluate.read_config(run.folder)[name][1:] == back
+    run.save(3)
+    monkeypatch.setattr(evaluate, "git_commit", lambda: "later code")
+    resumed()  # of what is finished no epoch is trained elsewhere
+    assert evaluate.read_config(run.folder)[name][1:] == back
 
 
 def test_a_run_may_go_on_on_any_machine_and_says_on_which_it_was(tmp_path, monkeypatch, capsys):

@@ -527,6 +527,8 @@ def test_the_picture_shows_augmented_pairs_beside_semantic_ones(tmp_path, monkey
     shown.clear()
     pairs.save_picture(tmp_path / "q.png", pairs.make_pairs("augmented", pool([0, 0, 1]), 0), plain, plain)
     assert len(shown) == 12  # no semantic pairs: a class has one image
+    pairs.save_picture(tmp_path / "q.png", pairs.make_pairs("augmented", pool([0, 0, 0]), 0), plain, plain)
+    assert len(shown) == 24  # nor here: with one class they would be any two images
     drawn = (tmp_path / "q.png").read_bytes()
     assert drawn.startswith(b"\x89PNG")
 
