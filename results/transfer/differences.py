@@ -49,7 +49,7 @@ PLANS = {
     "sharper": (3, {"semantic 0.5": "epochs60/moco-semantic-seed{}", "semantic 0.1": "sharper/moco-semantic-temperature0.1-seed{}",
                     "augmented 0.1 (float32)": "temperature/moco-augmented-temperature0.1-seed{}"},
                 [("semantic 0.5", "semantic 0.1"), ("augmented 0.1 (float32)", "semantic 0.1")]),
-    "epochs180-baseline": (2, {"augmented 0.5": "epochs180/moco-augmented-seed{}",
+    "epochs180-baseline": (3, {"augmented 0.5": "epochs180/moco-augmented-seed{}",
                                "augmented 0.1": "epochs180-baseline/moco-augmented-temperature0.1-seed{}",
                                "semantic 0.5": "epochs180/moco-semantic-seed{}"},
                            [("augmented 0.5", "augmented 0.1"), ("augmented 0.1", "semantic 0.5")]),

@@ -209,8 +209,8 @@ judge $sharper runs/epochs60-sharper/*
 # as one run, to be kept too, commit 95422de, 44 minutes. When these were known: seed 1 of BYOL, both arms, to be kept too,
 # commit 4328314, 88 minutes. When these were known: SimSiam, one seed of both arms, planned as one, to be kept too,
 # commit 64f41c2, 90 minutes. When that was known: SimSiam's seed 1, both arms, planned as one, to be kept too, commit 2951692,
-# 97 minutes. When that was known: seed 2 of MoCo's both arms and of `baseline`, planned as one, to be kept too. All of these beside
-# other work.
+# 97 minutes. When that was known: seed 2 of MoCo's both arms and of `baseline`, planned as one, to be kept too,
+# commit d9ac87f, 48 and 44 minutes. All of these beside other work.
 longer '^((byol|simclr|moco|simsiam).* --seed [01]|(simclr|moco).* --seed 2) ' | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $longer runs/epochs180/*
 
