@@ -1086,7 +1086,9 @@ class Run:
             except (ValueError, LookupError):
                 raise UserError(f"{log} is damaged; remove the lines that are not whole, or the file: then curves.png shows what follows") from None
             pairs.write_whole(log, "".join(line + "\n" for line in lines).encode())
-        last = {name: value for place in (old, *old.get("resumed_elsewhere", [])) for name, value in place.items()}  # where it was last
+        last = dict(old)  # where it was last
+        for place in old.get("resumed_elsewhere", []):
+            last.update(place)
         elsewhere = {name: self.config.get(name) for name in sorted(ELSEWHERE) if self.config.get(name) != last.get(name)}
         if elsewhere and self.epoch < self.epochs:
             said = ", ".join(f"{name} {value}" for name, value in elsewhere.items())

@@ -542,8 +542,11 @@ def save_picture(path, source, view1, view2, columns=6):
     if source.semantic_share < 1:
         caption += f"\n{source.semantic_share:.0%} of all pairs, the others augmented"
     captions = {"augmented": "augmented pairs: two views of one image" + "\n " * caption.count("\n"), other: caption}  # equally high
-    if other == "semantic" and (len(source.pool.labels.unique()) < 2 or lonely_classes(source.pool.labels, source.pool.classes)):
-        del captions[other]  # there are no such pairs
+    if other == "semantic":
+        try:
+            make_pairs("semantic", source.pool, source.seed)
+        except UserError:  # there are no such pairs
+            del captions[other]
     columns = min(columns, len(source))
     figure = plt.figure(figsize=(columns * len(captions), 4.4), layout="constrained")
     mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))

@@ -436,7 +436,7 @@ def test_evaluate_is_one_process(monkeypatch):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="other pipes there")
 def test_output_that_nothing_reads_any_more_is_no_error():
-    code = "import sys, pairs; sys.stdin.read(); pairs.run_cli(lambda: print('a table'))"  # what is short is written when the program ends
+    code = "import sys, pairs; sys.stdin.read(); pairs.run_cli(lambda: print('a table'))"
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=buffered, stdin=-1, stdout=-1, stderr=-1) as child:
         child.stdout.close(), child.stdin.close()

@@ -30,7 +30,7 @@ def run_on_cpu(precision):
 
 def main(data, precision="bfloat16", seed="0"):
     cpu = not torch.cuda.is_available()
-    print(f"{os.path.basename(data)}, {f'a CPU, {precision}' if cpu else 'a GPU, float16'}, seed {seed}, torch {torch.__version__}", flush=True)
+    print(f"{os.path.basename(data)}, {f'a CPU, {precision}' if cpu else 'a GPU, float16'}, seed {seed}, torch {torch.__version__}")
     sets = {split: pairs.load_images(data, split) for split in ("train", "test")}
     if cpu:
         run_on_cpu(precision)
