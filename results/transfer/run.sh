@@ -8,7 +8,7 @@
 # float32; then SimCLR at another temperature, 6 runs: three hours in float32; then SimCLR with stronger colour jitter, 10 runs:
 # two hours in bf16; then MoCo's semantic arm at its default temperature, 3 runs, an hour, and all four methods for 180 epochs,
 # 23 runs: fourteen hours in bf16; then what the features of two methods ignore, 2 runs: half an hour in bf16; then BYOL at a quarter of
-# its learning rate, 4 runs: three hours in bf16; then supervised contrastive learning, 10 runs: two hours in bf16.
+# its learning rate, 6 runs: four hours and a half in bf16; then supervised contrastive learning, 10 runs: two hours in bf16.
 # From the repository's root, with the two folders of class folders:
 #     bash results/transfer/run.sh cifar10-jpeg clothing-160 [python]
 # SimCLR's runs here come from commit a3cbafd (output.txt), the others' from a later one (output-others.txt, with the trials of moco-recipe.txt).
@@ -110,8 +110,8 @@ baseline() {  # of 3 runs: MoCo's augmented arm for 180 epochs at its default te
 ignored() {  # of 2 runs: SimCLR's 60 epochs of `commands` once more, seed 0, in bf16, for evaluate.py invariance
   commands 60 runs/epochs60-invariance | grep "^simclr.* --seed 0 " | sed 's/$/ --precision bfloat16/'
 }
-slower() {  # of 4 runs: BYOL's seeds 0 and 1 of `longer`, both arms, at a quarter of the learning rate
-  longer "^byol.* --seed [01] " | sed 's/$/ --lr 0.03/; s#epochs180/byol-[a-z]*#&-lr0.03#; s#epochs180/#epochs180-slower/#'
+slower() {  # of 6 runs: BYOL's seeds 0 to 2, both arms, as `longer` but at a quarter of the learning rate
+  longer "^byol.* --seed [0-2] " | sed 's/$/ --lr 0.03/; s#epochs180/byol-[a-z]*#&-lr0.03#; s#epochs180/#epochs180-slower/#'
 }
 supcon() {  # of 10 runs: SimCLR's 60 epochs of `commands` with all images of the anchor's class as positives, in bf16
   commands 60 runs/epochs60-supcon | grep "^simclr" | sed 's/$/ --precision bfloat16/; s#^simclr#results/transfer/supcon#; s#/simclr-#/supcon-#'
@@ -228,7 +228,8 @@ judge $invariance runs/epochs60-invariance/*
 
 # BYOL's semantic arm trains badly for 180 epochs: is the learning rate too high? A quarter of it, one seed of both arms, planned before
 # the first was run, to be kept whatever it shows: commit edcb499, 82 minutes beside other work. When that was known: seed 1 of both
-# arms, to be kept too, commit 6a4db12, 80 minutes beside other work.
+# arms, to be kept too, commit 6a4db12, 80 minutes beside other work. When that was known: seed 2 of both arms, planned as one, to be
+# kept too.
 slower | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $slower runs/epochs180-slower/*
 
