@@ -44,8 +44,7 @@ import warnings
 import zipfile
 import zlib
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,6 +56,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 import torchvision
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
 try:
@@ -1237,8 +1237,8 @@ def cached(paths, first, image_size, what, skip_bad=False, cache=None):
     and not read into it; done.bin, a byte for each image (1: decoded); index.json, the
     paths and a fingerprint of the files' sizes and times. Several processes decode. What is there already is used; a
     killed build goes on where it stopped; a changed source is decoded anew; a finished cache without bad images may be read-only.
-    Raises UserError when the disk is too full. A script that loads many images needs if __name__ == "__main__", as always with
-    multiprocessing.
+    Raises UserError when the disk is too full. A script that loads many images needs if __name__ == "__main__" where Python does
+    not fork its processes (Linux: from Python 3.14 on).
     """
     if cache is None:
         return decode(paths[:first], image_size, what, skip_bad)
@@ -1306,31 +1306,37 @@ def mapped(file, shape, must_write=False):
         return torch.from_numpy(array)
 
 
+class ByParts(Dataset):
+    """Images to read as a data set for DataLoader, whose batches are lists: function(part), for a part of the items."""
+
+    def __init__(self, function, items):
+        self.function, self.items = function, items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitems__(self, rows):
+        try:
+            return self.function([self.items[i] for i in rows])
+        except OSError as error:  # DataLoader would raise one without its errno
+            return [error]
+
+
 def in_parts(function, items, what, size=64):
-    """Splits items, which are images to read, into parts, and yields what the lists function(part) hold, in order; by several processes."""
-    parts, progress = [items[i : i + size] for i in range(0, len(items), size)], Progress(what, len(items))
-    for found, part in zip(map_by_processes(function, parts), parts):
-        yield from found
-        progress(len(part))
-
-
-def map_by_processes(function, jobs):
-    """As map(function, jobs), by several processes if there are so many jobs, each of some images to decode, that it pays."""
+    """Yields what the lists function(part) hold, in order, for parts of the items, which are images to read; by several processes if
+    there are so many that it pays."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # those that this process may use
-    workers = min(cpus, 61, len(jobs) // 16)  # starting one takes as long as decoding a thousand small images; Windows takes 61 at most
-    if workers < 2:
-        yield from map(function, jobs)
-        return
+    workers = min(cpus, 61, len(items) // size // 4)  # Windows takes 61 at most
     tell_unguarded_script()
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent)
-    try:
-        with interrupts_ignored():
-            results = pool.map(function, jobs)  # starts the processes
-        yield from results
-    except BrokenProcessPool:
-        raise UserError("a process that reads images was killed, perhaps for want of memory; start again: what is in the cache is kept") from None
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # there is no need to wait for idle processes to end
+    loader = DataLoader(ByParts(function, items), size, collate_fn=list, num_workers=workers if workers > 1 else 0, generator=torch.Generator())
+    with interrupts_ignored():
+        batches = iter(loader)  # starts the processes
+    progress = Progress(what, len(items))
+    for found, rows in zip(batches, loader.batch_sampler):
+        if found and isinstance(found[0], OSError):
+            raise found[0]
+        yield from found
+        progress(len(rows))
 
 
 @contextmanager
@@ -1347,19 +1353,10 @@ def interrupts_ignored():
 
 
 def tell_unguarded_script():
-    """Raises UserError in a process of map_by_processes that runs the user's script again, because that has no guard."""
+    """Raises UserError in a process of in_parts that runs the user's script again, because that has no guard and processes are not
+    forked here."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise UserError('load images under if __name__ == "__main__": the processes that decode import the script first')
-
-
-def end_with_parent():
-    """Ends this process when its parent ends, even by being killed. Ignores Ctrl-C, which the parent gets too."""
-    def watch():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def fill_part(folder, image_size, part):
@@ -1566,6 +1563,8 @@ def run_cli(main):
             mistake = (f"out of GPU memory ({str(error).splitlines()[0]}): try a smaller batch, smaller images, another --device, or evaluate "
                        "later, on the CPU; what is written is kept" if of_gpu else
                        "out of memory: try a smaller batch, smaller images or smaller layers; what is written is kept")
+        elif "DataLoader worker" in str(error):
+            mistake = "a process that reads images was killed, perhaps for want of memory; start again: what is in the cache is kept"
         elif any(sign in str(error) for sign in ("InvalidCxxCompiler", "Failed to find C compiler", "Python.h", "CalledProcessError")):
             mistake = ("--compile needs a C++ compiler and the headers of Python, and torch does not find both: install them (g++, python3-dev), "
                        "or go on without --compile, with --resume if the run's folder is there")

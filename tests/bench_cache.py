@@ -11,7 +11,6 @@
 
 import argparse
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -20,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -60,8 +58,8 @@ def take_memory():
 
 
 def bench_build(data, scratch):
-    """Images/s of whole calls, start of the processes and index included, and of the chunks alone, in processes that run
-    already; both by as many processes, which either write what they decode or forget it."""
+    """Images/s of whole calls, start of the processes and index included; by as many processes, which either write what they decode or
+    forget it."""
     rows = {}
     sets = {"256 px": (write_jpegs(scratch / "jpegs", 6000, 256), 256)}
     if data:
@@ -75,14 +73,8 @@ def bench_build(data, scratch):
         def building():
             pairs.cached(files, len(files), size, "building", cache=scratch / f"built{next(folders)}")
 
-        whole = take_turns({"decode": decoding, "build": building}, 0, take_memory)
-        built = next((scratch / "built0").iterdir())
-        parts = [named[i : i + 64] for i in range(0, len(files), 64)]
-        with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-            run = lambda call: list(pool.map(partial(call, built, size), parts))
-            chunks = take_turns({"decode": lambda: run(decode_part), "build": lambda: run(pairs.fill_part)}, 0, take_memory)
-        for which, t in (("whole call", whole), ("chunks", chunks)):
-            rows[f"{name}, {which}"] = {"images": len(files), "decode_per_s": len(files) / t["decode"], "build_per_s": len(files) / t["build"], "ratio": t["decode"] / t["build"]}
+        t = take_turns({"decode": decoding, "build": building}, 0, take_memory)
+        rows[name] = {"images": len(files), "decode_per_s": len(files) / t["decode"], "build_per_s": len(files) / t["build"], "ratio": t["decode"] / t["build"]}
         for folder in scratch.glob("built*"):
             shutil.rmtree(folder)
     return rows
@@ -172,7 +164,7 @@ def bench_kills(scratch, kills=20):
     for k in range(kills):
         child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
         child.stdout.readline()
-        time.sleep(rng.uniform(0, 4))  # its processes take two seconds to start
+        time.sleep(rng.uniform(0, 2))
         left += child.poll() is None
         (os.killpg if k % 2 else os.kill)(child.pid, signal.SIGKILL)
         child.wait()

@@ -1,8 +1,10 @@
 """Pairs: the scenes, folders, partners, lists, and the augmentation against torchvision."""
 
 import csv
+import errno
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -976,13 +978,23 @@ def test_a_script_that_decoding_processes_import_again_is_told(tmp_path, monkeyp
         pairs.cached(files, 2, 16, "", cache=tmp_path / "cache")
     monkeypatch.setattr(pairs.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     with pytest.raises(UserError, match='load images under if __name__ == "__main__"'):
-        list(pairs.map_by_processes(pairs.read_thumbnails, [[]] * 32))
+        list(pairs.in_parts(pairs.read_thumbnails, files, ""))
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="needs processes that are forked")
+def test_a_script_without_a_guard_decodes_by_several_processes(tmp_path):
+    files = noisy(tmp_path / "d")
+    code = ("import os, sys, pathlib, pairs\n"
+            "pairs.os.sched_getaffinity = lambda _: {0, 1}\n"
+            "read = lambda paths: [os.getpid() for path in paths]\n"
+            "print(*pairs.in_parts(read, sorted(pathlib.Path(sys.argv[1]).iterdir()), '', size=4), os.getpid())\n")
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "d"], cwd=Path(pairs.__file__).parent, capture_output=True, text=True)
+    *readers, parent = done.stdout.split()
+    assert len(readers) == len(files) and len(set(readers)) == 2 and parent not in readers and done.stderr == ""
 
 
 def test_a_killed_build_goes_on_and_ends_equal(tmp_path):
     """SIGKILL at moments spread over the build, which runs in several processes."""
-    import signal
-    import time
 
     files = noisy(tmp_path / "d", 600, 120)
     code = ("import sys, pathlib, pairs\n"
@@ -1176,9 +1188,10 @@ def test_a_list_is_proposed_from_the_cache_and_files_are_read_by_several_process
         assert all(row["image_a"].split("/")[1] == row["image_b"].split("/")[1] == row["category"] for row in rows)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     files = pairs.find_images(folder)
-    chunks = [[files[i % 24], files[3]] for i in range(40)]  # many jobs, so that processes start
-    for found, expected in zip(pairs.map_by_processes(pairs.read_thumbnails, chunks), map(pairs.read_thumbnails, chunks), strict=True):
-        assert np.array_equal(found[0], expected[0]) and found[1] == expected[1] and "03.png" in found[1]
+    wanted = [files[k] for i in range(40) for k in (i % 24, 3)]
+    found = list(pairs.in_parts(pairs.read_thumbnails, wanted, "", size=3))  # many parts, so that processes start
+    for path, thumbnail, expected in zip(wanted, found, pairs.read_thumbnails(wanted), strict=True):
+        assert "03.png" in thumbnail and thumbnail == expected if path == files[3] else np.array_equal(thumbnail, expected)
     flat = (two_colours(tmp_path / "e") / "train").rename(tmp_path / "flat")
     status, _, error = run_pairs("propose", "--data", flat, "--out", tmp_path / "l.csv", "--cache", flat / "cache")
     assert status == 2 and "--cache" in error and "would lie in --data" in error and not (flat / "cache").exists()
@@ -1401,12 +1414,53 @@ def test_a_full_disk_leaves_no_list_that_is_cut_off(tmp_path):
     assert done.stdout == ""  # the cache was whole: it is the list that had no room
 
 
-def test_a_killed_process_that_decodes_is_one_line(monkeypatch):
+def test_a_killed_process_that_decodes_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(pairs.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(UserError, match="was killed, perhaps for want of memory"):
-        list(pairs.map_by_processes(os._exit, [1] * 40))
+    with pytest.raises(SystemExit) as ended:
+        pairs.run_cli(lambda: list(pairs.in_parts(die, list(range(40)), "", size=1)))
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and "was killed, perhaps for want of memory" in error and error.count("\n") == 1
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def die(part):
+    os._exit(1)
+
+
+@pytest.mark.parametrize("n", [4, 40])  # read here, and by processes
+def test_a_full_disk_is_told_whoever_writes(n, monkeypatch):
+    monkeypatch.setattr(pairs.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    with pytest.raises(OSError) as told:
+        list(pairs.in_parts(fill_the_disk, list(range(n)), "", size=1))
+    assert told.value.errno == errno.ENOSPC
+
+
+def fill_the_disk(part):
+    raise OSError(errno.ENOSPC, "no room")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs signals to a group of processes")
+def test_ctrl_c_while_processes_decode_is_one_line(tmp_path):
+    noisy(tmp_path / "d", 40, 120)
+    (tmp_path / "build.py").write_text(
+        "import signal, sys, pathlib, pairs\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # also where the tests were started with it ignored
+        "def main():\n"
+        "    found = pairs.in_parts(pairs.read_thumbnails, 2000 * list(pathlib.Path(sys.argv[1]).iterdir()), '', size=4)\n"
+        "    next(found)\n"
+        "    print('start', flush=True)\n"
+        "    list(found)\n"
+        "if __name__ == '__main__':\n"
+        "    pairs.os.sched_getaffinity = lambda _: {0, 1}\n"
+        "    pairs.run_cli(main)\n")
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, [str(Path(pairs.__file__).parent), os.environ.get("PYTHONPATH")])))
+    child = subprocess.Popen([sys.executable, tmp_path / "build.py", tmp_path / "d"], env=environment, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True, start_new_session=True)
+    child.stdout.readline()
+    os.killpg(child.pid, signal.SIGINT)  # as a terminal does
+    said = child.communicate(timeout=60)[1]
+    assert child.returncode == 130 and said.startswith("\ninterrupted; ") and said.count("\n") == 2, said
 
 
 def test_processes_that_decode_leave_ctrl_c_to_their_parent():
