@@ -53,7 +53,7 @@ PLANS = {
                                "augmented 0.1": "epochs180-baseline/moco-augmented-temperature0.1-seed{}",
                                "semantic 0.5": "epochs180/moco-semantic-seed{}"},
                            [("augmented 0.5", "augmented 0.1"), ("augmented 0.1", "semantic 0.5")]),
-    "epochs180-slower": (2, {"augmented 0.12": "epochs180/byol-augmented-seed{}", "augmented 0.03": "epochs180-slower/byol-augmented-lr0.03-seed{}",
+    "epochs180-slower": (3, {"augmented 0.12": "epochs180/byol-augmented-seed{}", "augmented 0.03": "epochs180-slower/byol-augmented-lr0.03-seed{}",
                              "semantic 0.12": "epochs180/byol-semantic-seed{}", "semantic 0.03": "epochs180-slower/byol-semantic-lr0.03-seed{}"},
                          [("augmented 0.12", "augmented 0.03"), ("augmented 0.12", "semantic 0.12"), ("augmented 0.12", "semantic 0.03"),
                           ("augmented 0.03", "semantic 0.03")]),
@@ -67,10 +67,12 @@ result = lambda run, head, data: json.loads((here / run / "result.json").read_te
 accuracy = lambda found, images: found["accuracy"] if images == "test" else max(found["validation"].values())  # the best of nine strengths
 for head, data, images in (("linear", "cifar10-jpeg", "test"), ("knn", "cifar10-jpeg", "test"),
                            ("transfer", "clothing-160", "test"), ("transfer", "clothing-160", "validation")):
-    values = {name: [accuracy(result(run.format(seed), head, data), images) for seed in range(seeds)] for name, run in runs.items()}
+    values = {name: {seed: accuracy(result(run.format(seed), head, data), images) for seed in range(seeds) if (here / run.format(seed)).exists()}
+              for name, run in runs.items()}
     what = f"{head} {data}" + f", {images} images" * (images != "test")
     for before, after in compared:
-        a, b = values[before], values[after]
+        both = sorted(values[before].keys() & values[after].keys())  # the seeds of both
+        a, b = ([values[name][seed] for seed in both] for name in (before, after))
         more = [y - x for x, y in zip(a, b)]
         mean, low, high = evaluate.interval(more)
         print(f"{what}, {before} -> {after}: {sum(a) / len(a):.3f} -> {sum(b) / len(b):.3f}, {mean:+.3f} [{low:+.3f}, {high:+.3f}] "

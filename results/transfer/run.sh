@@ -229,7 +229,7 @@ judge $invariance runs/epochs60-invariance/*
 # BYOL's semantic arm trains badly for 180 epochs: is the learning rate too high? A quarter of it, one seed of both arms, planned before
 # the first was run, to be kept whatever it shows: commit edcb499, 82 minutes beside other work. When that was known: seed 1 of both
 # arms, to be kept too, commit 6a4db12, 80 minutes beside other work. When that was known: seed 2 of both arms, planned as one, to be
-# kept too.
+# kept too, commit 73cd889, 87 minutes beside other work.
 slower | xargs -P 2 -L 1 "$python" > runs-output.txt
 judge $slower runs/epochs180-slower/*
 

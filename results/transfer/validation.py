@@ -18,7 +18,7 @@ METHODS = ["simclr", "moco", "byol", "simsiam"]
 # folder, methods, seeds
 PLANS = [("20 epochs", ".", METHODS, 5), ("60 epochs", "epochs60", METHODS, 5), ("60 epochs, float32", "finetune", ["simclr"], 5),
          ("180 epochs", "epochs180", ["simclr", "moco"], 3), ("180 epochs", "epochs180", ["byol", "simsiam"], 2),
-         ("180 epochs, lr 0.03", "epochs180-slower", ["byol"], 2)]
+         ("180 epochs, lr 0.03", "epochs180-slower", ["byol"], 3)]
 for what, folder, methods, seeds in PLANS:
     for method in methods:
         for images in "test", "validation":
