@@ -76,7 +76,7 @@ def bench_build(data, scratch):
         def building():
             pairs.cached(files, len(files), size, "building", cache=scratch / f"built{next(folders)}")
 
-        t = take_turns({"decode": decoding, "build": building}, 0, partial(take_memory, scratch))
+        t = take_turns({"decode": decoding, "build": building}, 60, partial(take_memory, scratch))
         rows[name] = {"images": len(files), "decode_per_s": len(files) / t["decode"], "build_per_s": len(files) / t["build"], "ratio": t["decode"] / t["build"]}
     return rows
 
