@@ -165,7 +165,7 @@ def bench_kills(scratch, kills=20):
     for k in range(kills):
         child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
         child.stdout.readline()
-        time.sleep(rng.uniform(0, 2))
+        time.sleep(rng.uniform(0, 0.6))
         left += child.poll() is None
         (os.killpg if k % 2 else os.kill)(child.pid, signal.SIGKILL)
         child.wait()
