@@ -995,7 +995,6 @@ def test_a_script_without_a_guard_decodes_by_several_processes(tmp_path):
 
 def test_a_killed_build_goes_on_and_ends_equal(tmp_path):
     """SIGKILL at moments spread over the build, which runs in several processes."""
-
     files = noisy(tmp_path / "d", 600, 120)
     code = ("import sys, pathlib, pairs\n"
             "if __name__ == '__main__':\n"
