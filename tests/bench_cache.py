@@ -45,38 +45,35 @@ def write_jpegs(folder, n, size):
     return sorted(folder.iterdir())
 
 
-def decode_part(folder, image_size, part):
+def decode_part(image_size, part):
     """pairs.fill_part without the writing; a function of this file, so that other processes find it."""
-    for _, name in part:
-        pairs.fit(pairs.open_image(Path(name)), image_size)
+    for path in part:
+        pairs.fit(pairs.open_image(path), image_size)
     return []
 
 
-def take_memory(scratch):
+def take_memory(built):
     """Frees what was built, and touches and frees two gigabytes: a virtual machine's host hands memory out page by page, which is not
     to be measured."""
-    for folder in scratch.glob("built*"):
-        shutil.rmtree(folder)
+    shutil.rmtree(built, ignore_errors=True)
     np.ones(1 << 31, np.uint8)
 
 
 def bench_build(data, scratch):
     """Images/s of whole calls, start of the processes and index included; by as many processes, which either write what they decode or
     forget it."""
-    rows = {}
+    rows, built = {}, scratch / "built"
     sets = {"256 px": (write_jpegs(scratch / "jpegs", 6000, 256), 256)}
     if data:
         sets[f"{Path(data).name}, 32 px"] = (pairs.list_folder(Path(data), "train")[0], 32)
     for name, (files, size) in sets.items():
-        named, folders = list(enumerate(map(str, files))), iter(range(100))
-
         def decoding():
-            list(pairs.in_parts(partial(decode_part, scratch, size), named, "decoding alone"))
+            list(pairs.in_parts(partial(decode_part, size), files, "decoding alone"))
 
         def building():
-            pairs.cached(files, len(files), size, "building", cache=scratch / f"built{next(folders)}")
+            pairs.cached(files, len(files), size, "building", cache=built)
 
-        t = take_turns({"decode": decoding, "build": building}, 60, partial(take_memory, scratch))
+        t = take_turns({"decode": decoding, "build": building}, 60, partial(take_memory, built))
         rows[name] = {"images": len(files), "decode_per_s": len(files) / t["decode"], "build_per_s": len(files) / t["build"], "ratio": t["decode"] / t["build"]}
     return rows
 

@@ -1442,19 +1442,16 @@ def fill_the_disk(part):
 @pytest.mark.skipif(os.name == "nt", reason="needs signals to a group of processes")
 def test_ctrl_c_while_processes_decode_is_one_line(tmp_path):
     noisy(tmp_path / "d", 40, 120)
-    (tmp_path / "build.py").write_text(
-        "import signal, sys, pathlib, pairs\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # also where the tests were started with it ignored
-        "def main():\n"
-        "    found = pairs.in_parts(pairs.read_thumbnails, 2000 * list(pathlib.Path(sys.argv[1]).iterdir()), '', size=4)\n"
-        "    next(found)\n"
-        "    print('start', flush=True)\n"
-        "    list(found)\n"
-        "if __name__ == '__main__':\n"
-        "    pairs.os.sched_getaffinity = lambda _: {0, 1}\n"
-        "    pairs.run_cli(main)\n")
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, [str(Path(pairs.__file__).parent), os.environ.get("PYTHONPATH")])))
-    child = subprocess.Popen([sys.executable, tmp_path / "build.py", tmp_path / "d"], env=environment, stdout=subprocess.PIPE,
+    code = ("import signal, sys, pathlib, pairs\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # also where the tests were started with it ignored
+            "pairs.os.sched_getaffinity = lambda _: {0, 1}\n"
+            "def main():\n"
+            "    found = pairs.in_parts(pairs.read_thumbnails, 2000 * list(pathlib.Path(sys.argv[1]).iterdir()), '', size=4)\n"
+            "    next(found)\n"
+            "    print('start', flush=True)\n"
+            "    list(found)\n"
+            "pairs.run_cli(main)\n")
+    child = subprocess.Popen([sys.executable, "-c", code, tmp_path / "d"], cwd=Path(pairs.__file__).parent, stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE, text=True, start_new_session=True)
     child.stdout.readline()
     os.killpg(child.pid, signal.SIGINT)  # as a terminal does
